@@ -1,0 +1,38 @@
+"""The textbook's network: two convolutions, two dense layers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.errors import InputError
+from cnn_jax.models.layers import max_pool, tap
+
+
+class SimpleCNN(nn.Module):
+    """conv 3×3 of 32, ReLU, max pool 2; conv 3×3 of 64, ReLU, max pool 2; dense 128, ReLU, dropout; dense to the classes.
+
+    On 28×28 images of one channel with 10 classes: 421,642 parameters. Any other size from 4×4 up,
+    channel count and class count will do; the first dense layer takes what the convolutions give.
+
+    Stages to tap: `conv1` and `conv2` (after ReLU, before pooling), `fc1` (after ReLU), `logits`.
+    """
+
+    num_classes: int = 10
+    dropout: float = 0.5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits f32[N, num_classes] of normalised images f32[N,H,W,C]; with `train`, dropout draws from the key `dropout`."""
+        if images.ndim != 4 or min(images.shape[1:3]) < 4:
+            raise InputError(f"simple_cnn: images of shape {images.shape}, expected [N,H,W,C] with H and W of 4 or more")
+        x = images.astype(self.dtype)
+        x = tap(self, "conv1", nn.relu(nn.Conv(32, (3, 3), dtype=self.dtype, name="conv1")(x)))
+        x = max_pool(x)
+        x = tap(self, "conv2", nn.relu(nn.Conv(64, (3, 3), dtype=self.dtype, name="conv2")(x)))
+        x = max_pool(x)
+        x = x.reshape(x.shape[0], -1)
+        x = tap(self, "fc1", nn.relu(nn.Dense(128, dtype=self.dtype, name="fc1")(x)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x)
+        return tap(self, "logits", x.astype(jnp.float32))
