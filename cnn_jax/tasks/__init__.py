@@ -1,0 +1,6 @@
+"""What is learned: a `Task` is four pure functions around a model's outputs. `classify` is image classification."""
+
+from cnn_jax.tasks.classify import check_labels, classify
+from cnn_jax.tasks.task import Task
+
+__all__ = ["Task", "check_labels", "classify"]

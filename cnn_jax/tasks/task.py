@@ -1,0 +1,40 @@
+"""The type that joins a model to what it should learn."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Task(NamedTuple):
+    """What is learned, as four pure functions; training and evaluation know nothing else about the problem.
+
+    `outputs` is what `model.apply` returns for a batch (for classification: logits f32[N,C]). `batch` is a dict of
+    arrays with leading N: `image`, the labels that the task asks for, and perhaps `mask` bool[N], which is False on
+    rows that only fill up the batch (no `mask`: every row is real).
+
+    loss(outputs, batch) -> (f32[N], {name: f32[N]})
+        One loss per example, and other per-example numbers worth watching while training. Nothing is reduced and
+        nothing is masked here: the train step does both, so that it can sum over micro-batches, devices and hosts
+        and divide once. Traceable and differentiable.
+    predict(outputs) -> predictions
+        What a user of the model wants to see (classification: probabilities f32[N,C]). Traceable.
+    measure(outputs, batch) -> evidence
+        A pytree of arrays with leading N: all that `summarize` needs to know about these examples. Traceable; runs on
+        the device, once per batch of an evaluation.
+    summarize([evidence, ...]) -> {name: float | numpy array}
+        The metrics over all batches, in float64 on the host. It joins the evidence, drops the rows whose mask is
+        False and divides once, so the result depends neither on the batch size nor on the padding, the number of
+        devices or the order.
+
+    Another loss is one line, and keeps all the metrics:
+
+        task = classify(10)
+        def focal(logits, batch):
+            loss, parts = task.loss(logits, batch)
+            return (1 - jnp.exp(-loss)) ** 2 * loss, parts
+        task = task._replace(loss=focal)
+    """
+
+    loss: Callable[[Any, dict], tuple[Any, dict[str, Any]]]
+    predict: Callable[[Any], Any]
+    measure: Callable[[Any, dict], Any]
+    summarize: Callable[[list], dict[str, Any]]
