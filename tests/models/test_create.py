@@ -1,0 +1,42 @@
+import inspect
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from cnn_jax import models
+from cnn_jax.errors import InputError
+
+
+def test_names_are_sorted_and_hold_the_family():
+    assert models.names() == sorted(models.names())
+    assert {"simple_cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"} <= set(models.names())
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_keeps_the_contract(name):
+    model = models.create(name, num_classes=7, dtype=jnp.bfloat16)
+    assert isinstance(model, nn.Module)
+    images = jnp.ones((2, 32, 32, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert set(variables) <= {"params", "batch_stats"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits, state = jax.eval_shape(lambda v, x: model.apply(v, x, mutable=["intermediates"]), variables, images)
+    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    assert state["intermediates"]["logits"][0].shape == (2, 7)
+    train = inspect.signature(type(model).__call__).parameters["train"]
+    assert (train.kind, train.default) == (inspect.Parameter.KEYWORD_ONLY, False)
+
+
+def test_unknown_names_and_options_name_the_nearest():
+    with pytest.raises(InputError, match="unknown model 'resnet5': did you mean 'resnet50'"):
+        models.create("resnet5")
+    with pytest.raises(InputError, match="unknown option of resnet18 'num_class': did you mean 'num_classes'"):
+        models.create("resnet18", num_class=3)
+    with pytest.raises(InputError, match="unknown option of resnet18 'depths'"):
+        models.create("resnet18", depths=(1, 1))
+    with pytest.raises(InputError, match=r"unknown stem 'big'.*large, small"):
+        models.create("resnet18", stem="big")
+    with pytest.raises(InputError, match="unknown norm 'bath': did you mean 'batch'"):
+        models.create("resnet18", norm="bath")
