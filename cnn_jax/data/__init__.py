@@ -1,18 +1,124 @@
-"""Data sets for image classification: `load(name)` returns a `Dataset`."""
+"""Data sets for image classification: `load(name)` returns a `Dataset`.
+
+`python -m cnn_jax.data` lists the names, and `python -m cnn_jax.data prepare NAME` prepares one.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
 
 from cnn_jax.data.dataset import Dataset
-from cnn_jax.errors import unknown
+from cnn_jax.data.stream import Stream
+from cnn_jax.errors import InputError, unknown
 
-__all__ = ["Dataset", "load", "names"]
+__all__ = ["Dataset", "Stream", "load", "names", "prepare"]
+
+_NAMES = ("mnist_10k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "imagenet2012")
+_TFDS_NAMES = {"svhn": "svhn_cropped"}
 
 
 def names() -> list[str]:
-    return ["mnist_10k"]
+    """The sets known by name. `load` also takes any other image-classification set by its TFDS name, and a folder."""
+    return list(_NAMES)
 
 
-def load(name: str) -> Dataset:
+def load(
+    name: str, *, data_dir: str | Path | None = None, image_size: int | None = None, workers: int | None = None
+) -> Dataset:
+    """Loads a data set. Uses no network: what is not on this machine fails at once.
+
+    Args:
+        name: one of `names()`; or the name of any other image-classification set of tensorflow-datasets, prepared in
+            `data_dir` as array_record (`name`, `name/config`, `name:version`); or the path of a folder of images, one
+            sub-folder a class (see `folder.load`), which begins with "/", "." or "~", or exists and is no known name.
+        data_dir: where prepared sets are; None takes $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+        image_size: side of the images in pixels: they are scaled until they cover the square, and its centre is cut
+            out. None keeps their size; the images of imagenet2012 become 224.
+        workers: processes that read and decode a set too large for memory; None takes one a core, at most 8.
+
+    Raises:
+        InputError: unknown name; a set that is not prepared; a damaged file; see `folder.load` for folders.
+    """
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size is {image_size}: give the side of the images in pixels, 1 or more")
+    name = str(name)
+    if name not in _NAMES and (name.startswith(("/", ".", "~")) or Path(name).is_dir()):
+        from cnn_jax.data import folder
+
+        return folder.load(name, image_size=image_size, workers=workers)
     if name == "mnist_10k":
         from cnn_jax.data import mnist_10k
 
-        return mnist_10k.load()
-    raise unknown("data set", name, names())
+        return _resized(mnist_10k.load(), image_size)
+
+    from cnn_jax.data import originals, records
+
+    data_dir = _data_dir(data_dir)
+    if name in originals.ORIGINALS and (found := originals.load(name, data_dir)):
+        return _resized(found, image_size)
+    found = records.load(_TFDS_NAMES.get(name, name), data_dir, image_size=image_size, workers=workers)
+    if found is None:
+        raise _not_prepared(name, data_dir)
+    return replace(found, name=name)
+
+
+def prepare(name: str, *, data_dir: str | Path | None = None, files: str | Path | None = None) -> Path:
+    """Makes `mnist`, `fashion_mnist`, `cifar10` or `cifar100` ready for `load`, without TensorFlow.
+
+    Args:
+        name: the set.
+        data_dir: where to keep it; None as for `load`.
+        files: a folder with the files as their authors publish them (four idx.gz, or cifar-10-python.tar.gz). None
+            downloads them and verifies their published checksums.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        InputError: another set, saying what preparing it needs; a missing or damaged file; no network; a full disk.
+    """
+    from cnn_jax.data import originals
+
+    data_dir = _data_dir(data_dir)
+    if name == "mnist_10k":
+        raise InputError("mnist_10k comes with cnn_jax: there is nothing to prepare")
+    if name not in originals.ORIGINALS:
+        raise _not_prepared(name, data_dir)
+    return originals.prepare(name, data_dir, None if files is None else Path(files).expanduser())
+
+
+def _data_dir(data_dir: str | Path | None) -> Path:
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
+    if image_size in (None, *{dataset.image_shape[0]}):
+        return dataset
+    from cnn_jax.data import images
+
+    train, test = ({**s, "image": images.resize_all(s["image"], image_size)} for s in (dataset.train, dataset.test))
+    return replace(dataset, train=train, test=test, image_shape=train["image"].shape[1:])
+
+
+def _not_prepared(name: str, data_dir: Path) -> InputError:
+    from cnn_jax.data import originals, records
+
+    where = f"data set {name} is not prepared in {data_dir}"
+    if name in originals.ORIGINALS:
+        files = ", ".join(originals.ORIGINALS[name].files)
+        debian = ", or install Debian's package dataset-fashion-mnist" if name == "fashion_mnist" else ""
+        return InputError(
+            f"{where}: run `python -m cnn_jax.data prepare {name}`, which downloads it, "
+            f"or with `--files DIR` where DIR has {files}{debian}"
+        )
+    tfds_name = _TFDS_NAMES.get(name, name)
+    if name not in _NAMES and tfds_name.split("/")[0].split(":")[0] not in records.known():
+        choices = (
+            f"{unknown('data set', name, _NAMES)}; or the name of a set of tensorflow-datasets, or a folder of images"
+        )
+        return InputError(choices)
+    folder = "; or give the path of a folder with its images, train/CLASS/*.JPEG and val/CLASS/*.JPEG"
+    return InputError(
+        f"{where}: preparing it needs TensorFlow; where that is installed, run `tfds build {tfds_name} "
+        f"--file_format=array_record --data_dir={data_dir}` (reading it needs none){folder * (name == 'imagenet2012')}"
+    )

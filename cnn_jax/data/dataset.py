@@ -12,6 +12,9 @@ from cnn_jax.errors import InputError
 if TYPE_CHECKING:
     from cnn_jax.data.stream import Stream
 
+# A set that takes no more, once decoded, is resident: the host keeps it whole, and the device does too.
+RESIDENT_BYTES = 512 * 2**20
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
@@ -53,6 +56,8 @@ class Dataset:
             )
         for split in ("train", "test"):
             self._check(split)
+        if self.labels("train") is None:
+            return
         present = np.flatnonzero(self.counts("train"))
         if len(present) < 2:
             raise InputError(
@@ -63,8 +68,10 @@ class Dataset:
     def _check(self, split: str) -> None:
         where = f"{self.name}, split {split!r}"
         data, labels = getattr(self, split), self.labels(split)
-        if len(labels) == 0:
+        if self.size(split) == 0:
             raise InputError(f"{where}: has no images: give at least one")
+        if labels is None:
+            return
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise InputError(f"{where}: labels are {labels.dtype}{list(labels.shape)}, expected one integer an image")
         bad = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
@@ -84,21 +91,27 @@ class Dataset:
 
     def __repr__(self) -> str:
         h, w, c = self.image_shape
-        sizes = f"{len(self.labels('train'))} train, {len(self.labels('test'))} test"
-        return f"Dataset({self.name!r}, {sizes}, {self.num_classes} classes, {h}×{w}×{c})"
+        sizes = f"{self.size('train')} train, {self.size('test')} test"
+        return f"Dataset({self.name!r}, {sizes}, {self.num_classes} classes, {h}x{w}x{c})"
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def labels(self, split: str) -> np.ndarray:
-        """All labels of "train" or "test", i32[N], for a resident set and for a stream alike."""
+    def size(self, split: str) -> int:
+        """The number of images in "train" or "test"."""
+        data = getattr(self, split)
+        return len(data["label"]) if isinstance(data, dict) else len(data)
+
+    def labels(self, split: str) -> np.ndarray | None:
+        """All labels of "train" or "test", i32[N]; None for a stream that knows them only once it is read."""
         data = getattr(self, split)
         return data["label"] if isinstance(data, dict) else data.labels
 
-    def counts(self, split: str) -> np.ndarray:
-        """The number of images of each class in "train" or "test", i64[num_classes]."""
-        return np.bincount(self.labels(split), minlength=self.num_classes)
+    def counts(self, split: str) -> np.ndarray | None:
+        """The images of each class in "train" or "test", i64[num_classes]; None where `labels` is None."""
+        labels = self.labels(split)
+        return None if labels is None else np.bincount(labels, minlength=self.num_classes)
 
     def preprocess(self, images: jax.Array) -> jax.Array:
         """What a network sees: (images in [0,1] − mean) / std. Traceable.

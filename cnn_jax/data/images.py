@@ -1,0 +1,123 @@
+"""Image files to arrays: probing, decoding, and resizing.
+
+JPEG is decoded by simplejpeg where it is installed, anything else, and JPEG otherwise, by Pillow; on JPEG the two give
+the same pixels. Resizing needs OpenCV, and has no second choice: another library's would give other pixels. The EXIF
+orientation is not applied, as in TFDS and torchvision.
+"""
+
+import io
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from cnn_jax.errors import InputError
+
+EXTENSIONS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+
+_GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
+
+
+def probe(path: Path) -> tuple[int, int, bool]:
+    """(height, width, is in colour) of an image file, from its header alone."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width, image.mode not in _GREY_MODES
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _corrupt(path, error) from None
+
+
+def decode(data: bytes, shape: tuple[int, int, int], *, resize: bool, where: object) -> np.ndarray:
+    """Decodes one image.
+
+    Colour is turned to grey, or grey to colour, as `shape` asks; what is transparent is laid on white.
+
+    Args:
+        data: the bytes of an image file.
+        shape: (H, W, C) of the result, C is 1 or 3.
+        resize: scale the image until it just covers H×W and cut out the centre. Otherwise its size must be H×W.
+        where: names the image in errors.
+
+    Returns:
+        u8[H,W,C].
+
+    Raises:
+        InputError: the image is corrupt, or has another size.
+    """
+    height, width, channels = shape
+    image = _pixels(data, channels, where)
+    if resize:
+        image = _cover(image, height, width)
+    elif image.shape[:2] != (height, width):
+        raise InputError(
+            f"{where}: the image is {image.shape[0]} high and {image.shape[1]} wide, others are {height} and {width}: "
+            "give an image size (--image-size) to bring all to one"
+        )
+    return np.ascontiguousarray(image.reshape(*image.shape[:2], channels))
+
+
+def read(path: Path | str, shape: tuple[int, int, int], *, resize: bool = True) -> np.ndarray:
+    """Reads one image file as a data set of images of `shape` would: see `decode`."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read image {path}: {error.strerror}") from None
+    return decode(data, shape, resize=resize, where=path)
+
+
+def resize_all(images: np.ndarray, size: int) -> np.ndarray:
+    """u8[N,H,W,C] → u8[N,size,size,C]: each scaled until it just covers the square, and its centre cut out."""
+    return np.stack([_cover(image, size, size).reshape(size, size, -1) for image in images])
+
+
+def _pixels(data: bytes, channels: int, where: object) -> np.ndarray:
+    from PIL import Image
+
+    simplejpeg = _simplejpeg()
+    if simplejpeg and data[:2] == b"\xff\xd8":
+        try:
+            return simplejpeg.decode_jpeg(data, colorspace="GRAY" if channels == 1 else "RGB")
+        except ValueError:
+            pass  # CMYK, or corrupt: Pillow tells which.
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _corrupt(where, error) from None
+
+
+def _cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    h, w = image.shape[:2]
+    if (h, w) != (height, width):
+        try:
+            import cv2
+        except ImportError:
+            raise InputError("resizing images needs OpenCV: pip install 'cnn_jax[data]'") from None
+        scale = max(height / h, width / w)
+        h, w = max(height, round(h * scale)), max(width, round(w * scale))
+        image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    top, left = (h - height) // 2, (w - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+@cache
+def _simplejpeg():
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def _corrupt(where: object, error: Exception) -> InputError:
+    reason = str(error) if not isinstance(error, OSError) or error.strerror is None else error.strerror
+    if "cannot identify" in reason:
+        reason = "it is not an image that Pillow knows"
+    return InputError(f"{where}: corrupt image ({reason}): replace it or take it out")
