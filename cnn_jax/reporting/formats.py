@@ -39,8 +39,8 @@ def format_column(cells: Sequence) -> tuple[list[str], bool]:
     Floats of a column get the same count of decimals (four figures for the largest). Text passes as it is.
     """
     floats = [float(c) for c in cells if is_number(c) and not isinstance(c, numbers.Integral) and math.isfinite(c)]
-    even = bool(floats) and all(x == 0 or 1e-3 <= abs(x) < 1e5 for x in floats)
-    decimals = _decimals(max(map(abs, floats))) if even else 0
+    decimals = _decimals(max(map(abs, floats), default=0))
+    even = bool(floats) and all(x == 0 or 10**-decimals <= abs(x) < 1e5 for x in floats)
 
     def text(cell) -> str:
         if cell is None:

@@ -44,8 +44,8 @@ def mistakes(
     confidences: np.ndarray,
     class_names: Sequence[str],
     *,
-    count: int = 24,
-    columns: int = 6,
+    count: int = 25,
+    columns: int = 5,
     title: str = "Worst mistakes",
 ):
     """The wrong predictions made with the greatest confidence, worst first, "true → predicted". Returns a Figure.
@@ -62,7 +62,7 @@ def mistakes(
     if max(len(names[c]) for c in (*labels[worst], *predictions[worst])) > 2:
         columns, form = min(columns, 4), "{}\n→ {}\n{:.0%}"
     else:
-        form = "{} → {}   {:.0%}"
+        form = "{} → {}  {:.0%}"
     titles = [form.format(names[labels[i]], names[predictions[i]], confidences[i]) for i in worst]
     note = f"true → predicted, with confidence; {len(worst):,} of {len(wrong):,} mistakes among {len(labels):,} images"
     return _sheet(_rgb(np.asarray(images)[worst]), titles, columns=columns, title=title, note=note)
@@ -89,6 +89,7 @@ def filters(kernel: np.ndarray, *, title: str = "Learned filters", columns: int 
         note += ", one colour for each input channel"
     else:
         tiles, scale = colours("RdBu_r", shares[..., 0]), _Scale("RdBu_r", ends)
+        note += "; blue is negative, red positive"
     return _sheet(tiles, _numbers(len(tiles)), columns=columns, title=title, note=note, scale=scale)
 
 
@@ -130,7 +131,7 @@ def feature_maps_side_by_side(
         missing = first - len(shown)
         tiles += shown + [np.full_like(shown[0], 255)] * missing
         titles += [f"{name} · filter {i + 1}" for i in range(len(shown))] + [""] * missing
-    scale = _Scale("viridis", ("least in its row", "", "greatest in its row"))
+    scale = _Scale("viridis", ("row minimum", "", "row maximum"))
     return _sheet(tiles, titles, columns=first, title=title, scale=scale, image=image)
 
 

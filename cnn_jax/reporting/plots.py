@@ -118,6 +118,11 @@ def curves(
             _logarithmic(axes.yaxis)
         else:
             axes.yaxis.set_major_formatter(short_number)
+            if "loss" not in metric and finite.size:
+                # The climb of the first steps would press all that matters later against the upper edge.
+                least, usual, most = finite.min(), min(np.nanquantile(v, 0.1) for v in seen), finite.max()
+                if most - least > 3 * (most - usual) > 0:
+                    axes.set_ylim(most - 1.6 * (most - usual), most + 0.1 * (most - usual))
         axes.set_title(metric.replace("_", " ").capitalize())
         if seen:
             _legend(axes, columns=1)
@@ -205,18 +210,20 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], *, title: s
         long = max(map(len, names), default=0) > 3
         size = 9.5 if classes <= 16 else 7.5
         axes.set_yticks(range(classes), names, fontsize=size)
-        slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        slant = {"rotation": 45 if classes <= 16 else 90, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        if long and classes > 16:
+            slant["va"] = "center"
         axes.set_xticks(range(classes), names, fontsize=size, **slant)
         axes.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
         axes.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
         axes.grid(which="minor", color="#EEF1F4", linewidth=0.8)
     axes.set(xlabel="predicted" if classes <= _MANY else "predicted class", ylabel="true")
     if classes <= 16:
-        digits = len(f"{matrix.max(initial=0):,}")
+        digits = len(str(matrix.max(initial=0)))
         size = min(10.5, 370 / (max(classes, 4) * max(digits, 3)))
         for i, j in zip(*np.nonzero(matrix), strict=True):
             colour = "white" if strength[i, j] > 0.55 else INK
-            axes.text(j, i, f"{matrix[i, j]:,}", ha="center", va="center", fontsize=size, color=colour)
+            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=size, color=colour)
     axes.set_title(title, pad=24)
     note = "blue: right; " + (f"orange: mistakes, at most {worst:.1%} of a row" if worst else "there are no mistakes")
     axes.annotate(note, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=MUTED)
@@ -245,10 +252,11 @@ def per_class(
     for row, label, colour, mark, size in zip(
         values, ("precision", "recall", "F1"), (BLUE, ORANGE, INK), ("o", "s", "|"), (38, 32, 110), strict=True
     ):
-        axes.scatter(row, y, s=size, color=colour, marker=mark, label=f"{label}, mean {np.nanmean(row):.3f}", zorder=2)
+        axes.scatter(row, y, s=size, color=colour, marker=mark, label=label, zorder=2)
     _class_axis(axes.yaxis, names)
     low = np.nanmin(values)
     axes.set(title=title, ylim=(len(names) - 0.4, -0.6), xlim=(max(-0.02, low - 0.15 * (1 - low) - 0.005), None))
+    axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(short_number)
     _legend(axes, columns=3)
     return figure
@@ -279,9 +287,9 @@ def calibration(
     figure, (axes, below) = new_figure(5.0, panels=2, sharex=True, height_ratios=[3, 1])
     filled = count > 0
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle="--", label="perfect")
-    axes.bar(centres[filled], accuracy[filled], width=width, color=BLUE, label="accuracy", zorder=2)
-    gap, base = np.abs(accuracy - confidence)[filled], np.minimum(accuracy, confidence)[filled]
-    axes.bar(centres[filled], gap, width, base, color=ORANGE, alpha=0.45, edgecolor=ORANGE, label="gap", zorder=3)
+    axes.bar(centres[filled], accuracy[filled], width, color=BLUE, alpha=0.45, label="accuracy", zorder=2)
+    ends = (centres[filled], accuracy[filled], confidence[filled])
+    axes.vlines(*ends, color=ORANGE, linewidth=3.5, label="gap to confidence", zorder=3)
     axes.set(title=f"{title}: expected error {ece:.2%}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     _legend(axes, columns=3)
     below.bar(centres, count / max(1, count.sum()), width=width, color=GREEN)

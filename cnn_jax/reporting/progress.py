@@ -44,7 +44,7 @@ class Progress:
     def __enter__(self):
         console = _console(self._file)
         if console.is_terminal and not console.is_dumb_terminal:
-            self._bar = _rich_bar(console, self._unit)
+            self._bar = _rich_bar(console)
             self._task = self._bar.add_task(
                 self.description, total=self.total, completed=self.step, numbers="", speed="", left=""
             )
@@ -124,19 +124,21 @@ def _print(text: str, file) -> None:
     print(text.encode(encoding, "replace").decode(encoding), file=file, flush=True)
 
 
-def _rich_bar(console, unit: str):
+def _rich_bar(console):
+    """Rich's bar, which takes the room that the texts leave; a narrow terminal goes without the name and the speed."""
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
     def text(template: str, style: str = "", **column):
         return TextColumn(template, style=style, markup=False, table_column=Column(no_wrap=True, **column))
 
+    narrow = console.width < 72
     return Progress(
-        text("{task.description}"),
+        *([] if narrow else [text("{task.description}")]),
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
         text("{task.completed:,.0f}/{task.total:,.0f}", justify="right"),
         text("{task.fields[numbers]}", "bold"),
-        text("{task.fields[speed]}", "cyan", justify="right"),
+        *([] if narrow else [text("{task.fields[speed]}", "cyan", justify="right")]),
         text("{task.fields[left]}", "green", justify="right"),
         console=console,
         expand=True,

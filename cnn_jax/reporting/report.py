@@ -119,7 +119,9 @@ def _block(block: Block) -> str:
         case Table():
             return _table(block)
         case Code():
-            return f'<pre tabindex="0"><code>{escape(block.text)}</code></pre>\n'
+            # A flag is never parted at its hyphens.
+            code = re.sub(r"(?<!\S)(--?[\w-]+)", r"<span>\1</span>", escape(block.text))
+            return f"<pre><code>{code}</code></pre>\n"
         case Details():
             return f"<details>\n<summary>{escape(block.summary)}</summary>\n{_blocks(block.blocks)}</details>\n"
     raise TypeError(f"expected a text, Cards, Table, Figure, Code or Details, got {type(block).__name__}")
@@ -135,7 +137,10 @@ def _table(table: Table) -> str:
     columns = [format_column([row[i] for row in table.rows]) for i in range(len(table.header))]
     if any(len(row) != len(table.header) for row in table.rows):
         raise ValueError(f"table: every row needs {len(table.header)} cells, as the header {list(table.header)} has")
-    align = [' class="number"' if numeric else "" for _, numeric in columns]
+    align = [
+        ' class="number"' if numeric else ' class="short"' if max(map(len, texts), default=0) <= 24 else ""
+        for texts, numeric in columns
+    ]
     head = "".join(f'<th scope="col"{a}>{escape(str(name))}</th>' for name, a in zip(table.header, align, strict=True))
     body = []
     for row in zip(*(texts for texts, _ in columns), strict=True):
@@ -155,7 +160,8 @@ def _figure(figure: Figure) -> str:
     png = Path(figure.path).read_bytes()
     width, height = _png_size(png, figure.path)
     return (
-        f'<figure><img src="data:image/png;base64,{base64.b64encode(png).decode()}" width="{width}" height="{height}" '
+        f'<figure style="width:{width}px"><img src="data:image/png;base64,{base64.b64encode(png).decode()}" '
+        f'width="{width}" height="{height}" '
         f'alt="{escape(figure.alt or figure.caption)}"><figcaption>{escape(figure.caption)}</figcaption></figure>\n'
     )
 
@@ -207,7 +213,7 @@ _STYLE = """\
 }
 * { box-sizing: border-box; }
 body {
-  margin: 0 auto; max-width: 1080px; padding: 1.5rem clamp(.75rem, 3vw, 2rem) 3rem;
+  margin: 0 auto; max-width: 1006px; padding: 1.5rem clamp(.75rem, 3vw, 2rem) 3rem;
   background: var(--page); color: var(--ink); overflow-wrap: break-word;
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif;
 }
@@ -224,12 +230,12 @@ nav a {
 nav a:hover { border-color: var(--accent); }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .cards {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 9.5rem), 1fr)); gap: .75rem;
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 8.7rem), 1fr)); gap: .75rem;
   margin: 0 0 1.25rem;
 }
 .cards > div { padding: .8rem 1rem; border: 1px solid var(--line); border-radius: .6rem; background: var(--card); }
 .cards dt { color: var(--muted); font-size: .85rem; line-height: 1.3; }
-.cards dd { margin: .15rem 0 0; font-size: 1.5rem; font-weight: 600; line-height: 1.25; }
+.cards dd { margin: .15rem 0 0; font-size: 1.4rem; font-weight: 600; line-height: 1.25; }
 .cards dd.note { color: var(--muted); font-size: .8rem; font-weight: 400; }
 .table {
   width: fit-content; max-width: 100%; margin: 0 0 1.25rem; overflow-x: auto;
@@ -241,17 +247,20 @@ th, td { padding: .4rem .9rem; border-bottom: 1px solid var(--line); text-align:
 th[scope=row] { font-weight: 500; }
 thead th { color: var(--muted); font-size: .85rem; font-weight: 600; white-space: nowrap; }
 tbody tr:last-child > * { border-bottom: 0; }
-.number { text-align: right; white-space: nowrap; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; margin: 0 0 1.25rem; }
-figure { margin: 0; max-width: 100%; flex: 0 1 auto; width: min-content; }
+.number { text-align: right; }
+.number, .short { white-space: nowrap; }
+.figures { columns: 2 400px; column-gap: 1rem; margin: 0 0 .25rem; }
+figure { margin: 0 0 1rem; max-width: 100%; break-inside: avoid; }
 figure img {
   display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: .6rem; background: #fff;
 }
 figcaption { margin: .5rem .2rem 0; color: var(--muted); font-size: .88rem; line-height: 1.45; }
 pre {
-  margin: 0 0 1.25rem; padding: .8rem 1rem; overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem;
+  margin: 0 0 1.25rem; padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  border: 1px solid var(--line); border-radius: .6rem;
   background: var(--card); font: .87rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
 }
+code span { white-space: nowrap; }
 details { margin: 0 0 1.25rem; }
 summary { padding: .35rem 0; color: var(--accent); cursor: pointer; }
 details[open] > summary { margin-bottom: .6rem; }
@@ -261,7 +270,7 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
   .cards > div { padding: .6rem .75rem; }
   .cards dd { font-size: 1.25rem; }
   th, td { padding: .4rem .6rem; }
-  figure { width: 100%; }
+  figure { width: 100% !important; }
   figure img { width: 100%; }
 }
 @media print {
@@ -270,7 +279,7 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
   nav { display: none; }
   figure, tr, .cards > div, pre { break-inside: avoid; }
   h2, summary { break-after: avoid; }
-  .table, pre { overflow: visible; }
+  .table { overflow: visible; }
   figure img { filter: none; max-height: 22cm; width: auto; }
   details::details-content { content-visibility: visible; }
 }

@@ -55,8 +55,8 @@ _RC = {
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
     "figure.dpi": DPI,
-    "figure.constrained_layout.w_pad": 0.08,
-    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.12,
 }
 
 
