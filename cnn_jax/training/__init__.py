@@ -1,0 +1,29 @@
+"""How is it learned? State, step, optimisers, devices, checkpoints, and the loop that joins them."""
+
+from cnn_jax.training.checkpoint import Checkpoints, Restored
+from cnn_jax.training.loop import Fit, Interrupted, NonFinite, evaluate, fit, make_evaluator
+from cnn_jax.training.optim import make_optimiser, make_schedule
+from cnn_jax.training.order import Order
+from cnn_jax.training.parallel import Parallel, parallel
+from cnn_jax.training.state import TrainState, create_state
+from cnn_jax.training.step import make_eval_step, make_train_step
+
+__all__ = [
+    "Checkpoints",
+    "Fit",
+    "Interrupted",
+    "NonFinite",
+    "Order",
+    "Parallel",
+    "Restored",
+    "TrainState",
+    "create_state",
+    "evaluate",
+    "fit",
+    "make_eval_step",
+    "make_evaluator",
+    "make_optimiser",
+    "make_schedule",
+    "make_train_step",
+    "parallel",
+]

@@ -1,0 +1,155 @@
+"""Checkpoints that can be trusted: Orbax writes them, checksums verify them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cnn_jax.errors import InputError
+
+PyTree = Any
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` found."""
+
+    state: PyTree
+    """Of the template's structure, as NumPy arrays."""
+    step: int
+    extra: dict
+    """What was saved beside the state."""
+    damaged: list[str]
+    """A sentence for each newer checkpoint that could not be used."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last `keep`, and the best.
+
+    Saving is asynchronous and atomic: a run killed in the middle of a save finds the one before. Orbax itself does not
+    notice a flipped byte in an array, so that a checksum of every array is stored with it and verified on restoring.
+
+    Args:
+        folder: made when the first checkpoint is saved.
+        keep: how many of the last to keep.
+        best: name of the metric by which one more is kept, the highest; None keeps none.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 3, best: str | None = None):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+        self._ocp = ocp
+        self.folder = Path(folder).absolute()
+        policies = [LatestN(keep)]
+        if best:
+            policies.append(BestN(get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("arrays", "extra"))
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: PyTree, step: int, *, extra: dict | None = None, metrics: dict | None = None) -> None:
+        """Saves a state in the background; `extra` is JSON, `metrics` holds numbers. A step already saved is left as it is."""
+        if step in self._manager.all_steps():
+            return
+        arrays = _flat(jax.device_get(state))
+        note = {"arrays": {name: _describe(array) for name, array in arrays.items()}, "extra": extra or {}}
+        note["checksum"] = _checksum(json.dumps(note, sort_keys=True).encode())
+        ocp = self._ocp
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), extra=ocp.args.JsonSave(note)),
+            metrics=metrics,
+            force=True,
+        )
+
+    def restore(self, template: PyTree) -> Restored | None:
+        """The newest checkpoint that is whole, or None where there is none at all.
+
+        Args:
+            template: a state of the same structure, shapes and dtypes.
+
+        Raises:
+            InputError: every checkpoint is damaged, or the newest whole one is of another model, optimiser or dtype.
+        """
+        expected = {name: (list(x.shape), str(x.dtype)) for name, x in _flat(template).items()}
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                arrays, note = self._read(step)
+            except _Damaged as error:
+                damaged.append(f"checkpoint {step} in {self.folder} is damaged ({error})")
+                continue
+            _check_fits(expected, {name: (list(x.shape), str(x.dtype)) for name, x in arrays.items()}, self.folder / str(step))
+            leaves = [arrays[name] for name in _flat(template)]
+            state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+            return Restored(state, step, note["extra"], damaged)
+        if damaged:
+            raise InputError(f"no checkpoint is whole: {'; '.join(damaged)}. Start again in another folder")
+        return None
+
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict]:
+        ocp = self._ocp
+        try:
+            note = self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+            kept = {name: note[name] for name in ("arrays", "extra")}
+            intact = _checksum(json.dumps(kept, sort_keys=True).encode()) == note["checksum"]
+        except Exception as error:
+            raise _Damaged(f"its description cannot be read: {type(error).__name__}") from error
+        if not intact:
+            raise _Damaged("its description differs from its checksum")
+        try:
+            as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in note["arrays"]}
+            restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            arrays = dict(self._manager.restore(step, args=ocp.args.Composite(arrays=restore))["arrays"])
+        except Exception as error:  # Orbax and TensorStore raise whatever their formats' parsers do.
+            raise _Damaged(f"its arrays cannot be read: {type(error).__name__}") from error
+        for name, description in note["arrays"].items():
+            if _describe(arrays[name]) != description:
+                raise _Damaged(f"{name} differs from its checksum")
+        return arrays, note
+
+    def wait(self) -> None:
+        """Returns when all is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+class _Damaged(Exception):
+    pass
+
+
+def _flat(tree: PyTree) -> dict[str, Any]:
+    """A tree as {"params/conv1/kernel": array}."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _checksum(data: bytes | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _describe(array: np.ndarray) -> dict:
+    array = np.ascontiguousarray(array)
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "blake2b": _checksum(array.reshape(-1).view(np.uint8).data)}
+
+
+def _check_fits(expected: dict, found: dict, where: Path) -> None:
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            has, wants = (
+                "nothing" if there is None else f"{there[1]}{there[0]}" for there in (found.get(name), expected.get(name))
+            )
+            raise InputError(
+                f"checkpoint {where} is of another model, optimiser or dtype: it has {has} for {name}, "
+                f"this run wants {wants}. Resume with the settings it was made with, or use another folder"
+            )

@@ -1,0 +1,348 @@
+"""The one training loop: resident or streamed data, one device or many, interrupted or not."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cnn_jax.errors import InputError
+from cnn_jax.training.checkpoint import Checkpoints
+from cnn_jax.training.order import Order, in_order
+from cnn_jax.training.parallel import Parallel, parallel
+from cnn_jax.training.state import TrainState, create_state
+from cnn_jax.training.step import as_images, make_eval_step, make_train_step
+
+Split = Any  # a dict of arrays with one row an example, or a stream: `len(split)`, `image_shape`, `batches(rows)`
+
+
+class Fit(NamedTuple):
+    """What `fit` returns."""
+
+    state: TrainState
+    """On the host's default device."""
+    summary: dict
+    """Of the last evaluation: `task.summarize`'s, empty without a test split."""
+    evidence: list
+    """Of the last evaluation: `task.measure`'s, a batch each."""
+    seconds: float
+    """Wall time of training, over all restarts: compilation included, evaluation and checkpoints not."""
+    images_per_second: float
+    """Median over the windows of this process's log; nan where nothing was trained."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run; what it had learned is saved where there are checkpoints."""
+
+    def __init__(self, number: int, step: int, saved: bool):
+        self.number, self.step = number, step
+        kept = "saved; go on with --resume" if saved else "nothing saved"
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}: {kept}")
+
+
+class NonFinite(Exception):
+    """The loss or a gradient is not finite."""
+
+
+def fit(
+    model: nn.Module,
+    task: Any,
+    train: Split,
+    *,
+    tx: optax.GradientTransformation | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    test: Split | None = None,
+    preprocess: Callable[[jax.Array], jax.Array] = as_images,
+    augment: Callable | None = None,
+    adversary: Callable | None = None,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    variables: Any = None,
+    over: Parallel | None = None,
+    steps_per_dispatch: int | None = None,
+    log: Callable[[str, int, dict], None] | None = None,
+    log_every: int = 20,
+    checkpoints: Checkpoints | None = None,
+) -> Fit:
+    """Trains a model for a number of epochs or of steps.
+
+    Every number is a function of the arguments: the order of the data follows from (seed, step), the randomness of a
+    step from its key. With `checkpoints`, a run that was stopped goes on where it was and ends as if it had not been,
+    bit for bit on a CPU with the same versions.
+
+    Args:
+        train, test: dicts of arrays with one row an example (`image` u8 or f32 [N,H,W,C], `label` i32[N], …), which
+            are kept on the devices; or streams. The test split is evaluated after each epoch.
+        tx: the optimiser; Adam with rate 0.001 by default.
+        preprocess, augment, adversary, accumulate, ema_decay: see `make_train_step`.
+        variables: start from these instead of drawing them.
+        over: the devices, from `parallel()`; all by default.
+        steps_per_dispatch: how many steps the devices make before the host looks again (resident data only).
+            By default 1 on a CPU, where loops are slow, and an epoch, up to 1,024 steps, elsewhere.
+        log: called as `log("train", step, means over the last steps)` every `log_every` steps, as
+            `log("test", step, summary)` after each evaluation, and as `log("restored", step, {"damaged": […]})`.
+        checkpoints: saved after each epoch and on SIGINT and SIGTERM, and restored from first.
+
+    Raises:
+        InputError: arguments that do not fit together, with a sentence that says which.
+        Interrupted: on SIGINT or SIGTERM, after saving.
+        NonFinite: the loss or a gradient was not finite; names the steps.
+    """
+    over = over or parallel()
+    tx = tx or optax.adam(1e-3)
+    size, image_shape = _size(train), _image_shape(train)
+    if (epochs is None) == (steps is None):
+        raise InputError("fit: give either epochs or steps")
+    steps = max(1, round(epochs * size / batch_size)) if steps is None else steps
+    over.check(batch_size)
+    if accumulate < 1 or batch_size % (accumulate * over.devices):
+        raise InputError(
+            f"accumulate {accumulate}: batch size {batch_size} must be a multiple of it times {over.devices} device(s)"
+        )
+    log = log or (lambda kind, step, values: None)
+    resident = isinstance(train, dict)
+    if steps_per_dispatch is None:
+        steps_per_dispatch = 1 if jax.default_backend() == "cpu" else 1024
+    steps_per_dispatch = steps_per_dispatch if resident else 1
+    epoch_ends = {round(epoch * size / batch_size) for epoch in range(1, -(-steps * batch_size // size) + 1)} | {steps}
+
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    state = create_state(model, tx, init_key, image_shape, ema=ema_decay is not None, variables=variables)
+    start, clock = 0, _Clock()
+    if checkpoints and (restored := checkpoints.restore(state)):
+        state, start = restored.state, restored.step
+        clock.seconds = restored.extra.get("seconds", 0.0)
+        log("restored", start, {"damaged": restored.damaged})
+    state = over.replicate(state)
+    data = over.replicate(train) if resident else None
+
+    def build(axis_name):
+        step = make_train_step(
+            model, task, tx, augment=augment, preprocess=preprocess, adversary=adversary, accumulate=accumulate,
+            ema_decay=ema_decay, axis_name=axis_name,
+        )  # fmt: skip
+
+        def run(state, data, feed, key):
+            def one(state, feed):
+                batch = jax.tree.map(lambda x: jnp.take(x, feed, axis=0), data) if resident else feed
+                return step(state, batch, key)
+
+            if len(jax.tree.leaves(feed)[0]) > 1:
+                return jax.lax.scan(one, state, feed)
+            # One step without a loop: on a CPU convolutions are many times slower inside one.
+            state, stats = one(state, jax.tree.map(lambda x: x[0], feed))
+            return state, jax.tree.map(lambda x: x[None], stats)
+
+        return run
+
+    run = over.compile(build, split=(True, True, True, False), donate=0)
+    evaluator = test is not None and make_evaluator(model, task, test, preprocess=preprocess, over=over)
+    window = _Window(log, log_every, batch_size, size)
+    summary, evidence = {}, []
+
+    with _signals() as caught:
+        clock.start()
+        order = Order(size, batch_size, seed, steps, start)
+        for first, last, feed in _feeds(train, order, over, epoch_ends, steps_per_dispatch):
+            state, stats = run(state, data, feed, step_key)
+            window.add(first, last, over.one(stats))
+            if last not in epoch_ends and not caught:
+                continue
+            window.flush()
+            clock.stop()
+            if evaluator and not caught:
+                summary, evidence = evaluator(over.one(state).variables)
+                log("test", last, summary)
+            if checkpoints:
+                metrics = {name: float(value) for name, value in summary.items() if np.ndim(value) == 0}
+                checkpoints.save(over.one(state), last, extra={"seconds": clock.seconds}, metrics=metrics or None)
+            if caught:
+                if checkpoints:
+                    checkpoints.wait()
+                raise Interrupted(caught[0], last, checkpoints is not None)
+            clock.start()
+        if checkpoints:
+            checkpoints.wait()
+    if evaluator and not evidence:  # a finished run, resumed
+        summary, evidence = evaluator(over.one(state).variables)
+    return Fit(jax.device_put(jax.device_get(over.one(state))), summary, evidence, clock.seconds, window.median_rate())
+
+
+def evaluate(
+    model: nn.Module,
+    task: Any,
+    variables: Any,
+    data: Split,
+    *,
+    preprocess: Callable[[jax.Array], jax.Array] = as_images,
+    batch_size: int = 256,
+    over: Parallel | None = None,
+) -> dict:
+    """`task`'s metrics of a model on a split: exact, whatever the batch size and the number of devices."""
+    return make_evaluator(model, task, data, preprocess=preprocess, batch_size=batch_size, over=over)(variables)[0]
+
+
+def make_evaluator(
+    model: nn.Module,
+    task: Any,
+    data: Split,
+    *,
+    preprocess: Callable[[jax.Array], jax.Array] = as_images,
+    batch_size: int = 256,
+    over: Parallel | None = None,
+) -> Callable[[Any], tuple[dict, list]]:
+    """A function `variables -> (summary, evidence)` over a split, compiled once. No example is dropped."""
+    over = over or parallel()
+    batch_size = min(batch_size, _size(data))
+    batch_size += -batch_size % over.devices
+    resident = isinstance(data, dict)
+    on_devices = over.replicate(data) if resident else None
+    step = make_eval_step(model, task, preprocess=preprocess)
+
+    def run(variables, data, feed):
+        if resident:
+            batch = jax.tree.map(lambda x: jnp.take(x, jnp.maximum(feed, 0), axis=0), data)
+            batch["mask"] = feed >= 0
+        else:
+            batch = feed
+        return step(variables, batch)
+
+    compiled = over.compile(lambda axis_name: run, split=(True, True, True), donate=None)
+    rows = in_order(_size(data), batch_size)
+
+    def evaluator(variables):
+        variables = over.replicate(variables)
+        feeds = rows if resident else data.batches(rows)
+        evidence = [over.parts(compiled(variables, on_devices, over.split(feed))) for feed in feeds]
+        evidence = [part for parts in evidence for part in parts]
+        return task.summarize(evidence), evidence
+
+    return evaluator
+
+
+def _size(split: Split) -> int:
+    return len(split["image"]) if isinstance(split, dict) else len(split)
+
+
+def _image_shape(split: Split) -> tuple[int, int, int]:
+    return tuple(split["image"].shape[1:] if isinstance(split, dict) else split.image_shape)
+
+
+def _feeds(train: Split, order: Order, over: Parallel, stops: set[int], most: int) -> Iterator[tuple[int, int, Any]]:
+    """(first step, step after the last, what to give the devices) of each dispatch; none goes past a stop."""
+    if not isinstance(train, dict):
+        for step, batch in enumerate(_ahead(train.batches(order), over), order.start):
+            yield step, step + 1, batch
+        return
+    step = order.start
+    while step < order.stop:
+        last = min([stop for stop in stops if stop > step] + [step + most])
+        rows = np.stack([order.rows(s) for s in range(step, last)])
+        yield step, last, over.split(rows, axis=1)
+        step = last
+
+
+def _ahead(batches: Iterator[dict], over: Parallel, depth: int = 2) -> Iterator[Any]:
+    """Batches on the devices, `depth` of them ahead of their use."""
+    waiting = []
+    for batch in batches:
+        waiting.append(over.split(jax.tree.map(lambda x: x[None], batch), axis=1))
+        if len(waiting) > depth:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+class _Clock:
+    """Seconds of training."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def start(self):
+        self._since = time.perf_counter()
+
+    def stop(self):
+        self.seconds += time.perf_counter() - self._since
+
+
+class _Window:
+    """Statistics on their way from the devices to the log.
+
+    They are fetched a window at a time, one dispatch behind, so that the devices are never without work.
+    """
+
+    def __init__(self, log: Callable, every: int, batch_size: int, size: int):
+        self._log, self._every, self._batch_size, self._size = log, every, batch_size, size
+        self._waiting: list[tuple[int, int, Any]] = []
+        self._rates: list[float] = []
+        self._since = time.perf_counter()
+
+    def add(self, first: int, last: int, stats: dict) -> None:
+        self._waiting.append((first, last, stats))
+        if last - self._waiting[0][0] > self._every:
+            held = self._waiting.pop()
+            self.flush()
+            self._waiting = [held]
+
+    def flush(self) -> None:
+        """Fetches all that waits, checks that it is finite, and logs it, a window of steps at a time."""
+        if not self._waiting:
+            return
+        first, last = self._waiting[0][0], self._waiting[-1][1]
+        fetched = jax.device_get([stats for _, _, stats in self._waiting])
+        stats = jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
+        self._waiting = []
+        finite = np.all([np.isfinite(x) for x in jax.tree.leaves(stats)], axis=0)
+        if not finite.all():
+            bad = first + int(np.argmin(finite)) + 1
+            raise NonFinite(f"the loss or a gradient is not finite at step {bad} (seen in steps {first + 1} to {last})")
+        now = time.perf_counter()
+        rate = (last - first) * self._batch_size / max(now - self._since, 1e-9)
+        self._since = now
+        self._rates.append(rate)
+        for begin in range(0, last - first, self._every):
+            end = min(begin + self._every, last - first)
+            sums = {name: float(values[begin:end].sum()) for name, values in stats["sums"].items()}
+            count = sums.pop("count")
+            means = {name: value / max(count, 1) for name, value in sums.items()}
+            norms = {layer: float(values[begin:end].mean()) for layer, values in stats["grad_norm"].items()}
+            epoch = (first + end) * self._batch_size / self._size
+            self._log("train", first + end, {**means, "epoch": epoch, "images_per_second": rate, "grad_norm": norms})
+
+    def median_rate(self) -> float:
+        # The first window holds the compilation.
+        return float(np.median(self._rates[1:] or self._rates or [np.nan]))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one does what it did before."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def remember(number, frame):
+        caught.append(number)
+        restore()
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield caught
+    finally:
+        restore()
