@@ -127,6 +127,7 @@ def curves(
         if seen:
             _legend(axes, columns=1)
     panels[-1].set_xlabel(x)
+    panels[-1].locator_params(axis="x", integer=True)
     panels[-1].xaxis.set_major_formatter(short_number)
     if title:
         figure.suptitle(title)
@@ -167,7 +168,8 @@ def gradient_norms(
         return figure
     figure, (axes,) = new_figure(min(7.5, 1.5 + 0.17 * len(layers)))
     table = np.log10(np.stack(list(layers.values())))
-    low, high = np.floor(np.nanmin(table)), np.ceil(np.nanmax(table))
+    seen = table[np.isfinite(table)]
+    low, high = (np.floor(seen.min()), np.ceil(seen.max())) if seen.size else (0, 1)
     picture = colours("viridis", (table - low) / ((high - low) or 1))
     picture[np.isnan(table)] = 255
     axes.imshow(picture, aspect="auto", extent=(steps[0], steps[-1], len(layers) - 0.5, -0.5), interpolation="nearest")
@@ -178,7 +180,7 @@ def gradient_norms(
     axes.xaxis.set_major_formatter(short_number)
     scale = axes.inset_axes((0, -0.18 * 5 / figure.get_figheight(), 1, 0.02 * 5 / figure.get_figheight()))
     scale.imshow(colours("viridis", np.linspace(0, 1, 256)[None]), aspect="auto", extent=(low, high, 0, 1))
-    powers = np.unique(np.round(np.linspace(low, high, 5)))
+    powers = np.arange(low, high + 1, max(1, (high - low) // 5))
     scale.set(yticks=[], xticks=powers, xticklabels=[power_of_ten(10.0**p) for p in powers])
     return figure
 
@@ -317,8 +319,9 @@ def _line(axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
         return
     axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
     window = len(x) // 40 | 1
-    padded = np.pad(y, window // 2, mode="edge")
-    axes.plot(x, np.convolve(padded, np.ones(window) / window, mode="valid"), color=colour, label=label)
+    finite = np.isfinite(y)
+    sums, counts = (np.convolve(v, np.ones(window), mode="same") for v in (np.where(finite, y, 0), finite))
+    axes.plot(x, np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), color=colour, label=label)
 
 
 def _logarithmic(axis) -> None:

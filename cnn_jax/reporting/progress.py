@@ -109,7 +109,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence], *, 
     console.width = 10_000
     with console.capture() as capture:
         console.print(table)
-    _print("\n".join(line.rstrip() for line in capture.get().splitlines()), file)
+    _print("\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip()), file)
 
 
 def _console(file):

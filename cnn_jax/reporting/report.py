@@ -134,9 +134,9 @@ def _card(label: str, value, note: str = "") -> str:
 
 
 def _table(table: Table) -> str:
-    columns = [format_column([row[i] for row in table.rows]) for i in range(len(table.header))]
     if any(len(row) != len(table.header) for row in table.rows):
         raise ValueError(f"table: every row needs {len(table.header)} cells, as the header {list(table.header)} has")
+    columns = [format_column([row[i] for row in table.rows]) for i in range(len(table.header))]
     align = [
         ' class="number"' if numeric else ' class="short"' if max(map(len, texts), default=0) <= 24 else ""
         for texts, numeric in columns
@@ -269,7 +269,9 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
   .cards { grid-template-columns: 1fr 1fr; gap: .5rem; }
   .cards > div { padding: .6rem .75rem; }
   .cards dd { font-size: 1.25rem; }
-  th, td { padding: .4rem .6rem; }
+  table { font-size: .82rem; }
+  th, td { padding: .4rem .45rem; }
+  thead th { font-size: .8rem; }
   figure { width: 100% !important; }
   figure img { width: 100%; }
 }
@@ -280,6 +282,7 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
   figure, tr, .cards > div, pre { break-inside: avoid; }
   h2, summary { break-after: avoid; }
   .table { overflow: visible; }
+  .figures { columns: 2 7cm; }
   figure img { filter: none; max-height: 22cm; width: auto; }
   details::details-content { content-visibility: visible; }
 }

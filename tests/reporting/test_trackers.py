@@ -1,0 +1,87 @@
+import json
+import math
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from cnn_jax.errors import InputError
+from cnn_jax.reporting import Tracker, files, read_metrics, trackers, write_json
+from cnn_jax.reporting.files import write_atomically
+
+
+def test_metrics_round_trip(tmp_path):
+    with Tracker(tmp_path / "run") as tracker:
+        tracker.log(1, {"loss": np.float32(0.5), "norms": np.arange(2)}, split="train", epoch=0.5)
+        # Flushed: another reader sees the line while the run goes on.
+        assert len(read_metrics(tracker.path)) == 1
+        tracker.log(2, {"loss": math.nan, "top": math.inf})
+    first, second = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert first == '{"step": 1, "split": "train", "epoch": 0.5, "loss": 0.5, "norms": [0, 1]}'
+    assert second == '{"step": 2, "loss": null, "top": null}'
+    assert read_metrics(tracker.path)[0] == json.loads(first)
+    assert math.isnan(read_metrics(tracker.path)[1]["loss"])
+
+
+def test_resume_drops_what_comes_after_the_step_and_half_a_line(tmp_path):
+    with Tracker(tmp_path) as tracker:
+        for step in range(1, 6):
+            tracker.log(step, {"loss": 1 / step})
+    with open(tracker.path, "ab") as file:
+        file.write(b'{"step": 6, "lo')
+    assert [r["step"] for r in read_metrics(tracker.path)] == [1, 2, 3, 4, 5]
+    with Tracker(tmp_path) as tracker:
+        assert tracker.path.read_bytes().endswith(b"0.2}\n")
+        tracker.truncate_after(3)
+        tracker.log(4, {"loss": 9.0})
+    assert [(r["step"], r["loss"]) for r in read_metrics(tracker.path)] == [(1, 1), (2, 1 / 2), (3, 1 / 3), (4, 9)]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    with pytest.raises(InputError, match=r"line 2.*'nonsense'"):
+        read_metrics(path)
+
+
+def test_json_is_sorted_and_knows_numpy(tmp_path):
+    content = {"b": np.float32(0.5), "a": np.array([[1, 2]]), "path": tmp_path, "nan": np.nan, "flag": np.bool_(True)}
+    path = write_json(tmp_path / "deep/er/summary.json", content)
+    assert json.loads(path.read_text()) == {"a": [[1, 2]], "b": 0.5, "flag": True, "nan": None, "path": str(tmp_path)}
+    assert path.read_text().index('"a"') < path.read_text().index('"b"')
+    assert path.read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("broken", ["open", "fsync", "replace"])
+def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, broken):
+    path = write_atomically(tmp_path / "a.txt", "old")
+
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files if broken == "open" else os, broken, fail, raising=False)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_tensorboard_events(tmp_path):
+    pytest.importorskip("tensorboardX")
+    with Tracker(tmp_path, tensorboard=True) as tracker:
+        tracker.log(7, {"loss": 0.25, "note": "text is left out"}, split="train")
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
+    assert np.float32(0.25).tobytes() in events.read_bytes()
+
+
+def test_tensorboard_missing_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(InputError, match="pip install tensorboardX"):
+        Tracker(tmp_path, tensorboard=True)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_plain_goes_deep():
+    assert trackers.plain({1: (np.int64(2), {3.0}), "t": None}) == {"1": [2, [3.0]], "t": None}
