@@ -266,25 +266,22 @@ def per_class(
 
 @styled
 def calibration(
-    confidences: np.ndarray,
-    correct: np.ndarray,
+    confidence: Sequence[float],
+    accuracy: Sequence[float],
+    count: Sequence[int],
     *,
-    bins: int = 15,
-    ece: float | None = None,
     title: str = "Calibration",
 ):
-    """A reliability diagram (accuracy within bins of equal width of confidence) above a histogram of confidence.
+    """A reliability diagram (accuracy within bins of confidence) above a histogram of confidence.
 
-    confidences: f[N] in [0, 1] of the predicted class; correct: bool[N]. The expected calibration error is that of Guo
-    et al. 2017, "On Calibration of Modern Neural Networks", equation 3, bins closed on the right; or `ece` if given.
+    confidence, accuracy: f[B], the means within B bins of equal width over [0, 1], NaN where a bin is empty;
+    count: int[B], examples in each. The title gives the expected calibration error, the mean gap weighted by count
+    (Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3).
     """
-    confidences, correct = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)
-    which = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(which, minlength=bins)
-    accuracy = np.bincount(which, correct, minlength=bins) / np.maximum(count, 1)
-    confidence = np.bincount(which, confidences, minlength=bins) / np.maximum(count, 1)
-    if ece is None:
-        ece = float(np.sum(count * np.abs(accuracy - confidence)) / max(1, count.sum()))
+    count = np.asarray(count)
+    confidence, accuracy = (np.where(count > 0, v, 0.0) for v in (confidence, accuracy))
+    bins = len(count)
+    ece = float(np.sum(count * np.abs(accuracy - confidence)) / max(1, count.sum()))
     centres, width = (np.arange(bins) + 0.5) / bins, 0.92 / bins
     figure, (axes, below) = new_figure(5.0, panels=2, sharex=True, height_ratios=[3, 1])
     filled = count > 0

@@ -183,14 +183,13 @@ def test_per_class():
 
 
 def test_calibration_error_by_hand():
-    # Two bins: mean confidence 0.4 with accuracy 1/2, and 0.8 with accuracy 1: (2 × 0.1 + 2 × 0.2) / 4 = 0.15.
-    figure = plots.calibration(np.array([0.3, 0.5, 0.7, 0.9]), np.array([True, False, True, True]), bins=2)
+    # Gaps of 0.1 and 0.2 over 2 and 6 examples: (2 × 0.1 + 6 × 0.2) / 8 = 0.175.
+    figure = plots.calibration([0.4, np.nan, 0.8], [0.5, np.nan, 1.0], [2, 0, 6])
     axes, below = figure.axes
-    assert axes.get_title(loc="left") == "Calibration: expected error 15.00%"
+    assert axes.get_title(loc="left") == "Calibration: expected error 17.50%"
     assert [bar.get_height() for bar in axes.containers[0]] == [0.5, 1.0]
-    assert [bar.get_height() for bar in below.containers[0]] == [0.5, 0.5]
-    given = plots.calibration(np.array([1.0]), np.array([True]), ece=0.25)
-    assert "25.00%" in given.axes[0].get_title(loc="left")
+    assert [bar.get_height() for bar in below.containers[0]] == [0.25, 0, 0.75]
+    np.testing.assert_allclose([s[:, 1] for s in axes.collections[0].get_segments()], [[0.5, 0.4], [1, 0.8]])
 
 
 def test_gradient_norms():
