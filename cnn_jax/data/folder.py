@@ -69,7 +69,7 @@ def load(path: str | Path, *, image_size: int | None = None, workers: int | None
     size, colour = f"{image_shape[0]} high and {image_shape[1]} wide", "grey" if image_shape[2] == 1 else "in colour"
     resize = image_size is not None
     if sum(map(len, splits)) * np.prod(image_shape) <= dataset.RESIDENT_BYTES:
-        splits = [read_all(files, image_shape, resize=resize) for files in splits]
+        splits = [read_all(files, image_shape, len(class_names), resize=resize) for files in splits]
         mean, std = dataset.moments(splits[0]["image"])
     else:
         splits = [

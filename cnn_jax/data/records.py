@@ -107,7 +107,7 @@ def load(name: str, data_dir: Path, *, image_size: int | None = None, workers: i
     train = records("train")
     parts = (train, records(test)) if test else _split(train)
     if sum(map(len, parts)) * np.prod(shape) <= dataset.RESIDENT_BYTES:
-        parts = [read_all(part, shape, resize=size is not None) for part in parts]
+        parts = [read_all(part, shape, label.num_classes, resize=size is not None) for part in parts]
     else:
         parts = [Stream(part, shape, label.num_classes, resize=size is not None, workers=workers) for part in parts]
     if set_name.name in _MOMENTS:

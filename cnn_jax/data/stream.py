@@ -9,10 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+import jax
 import numpy as np
 
 from cnn_jax.data import images
 from cnn_jax.errors import InputError
+
+# So many images are decoded sooner than workers are started.
+FEW = 2_000
 
 
 class Source(Protocol):
@@ -48,59 +52,48 @@ class Files:
         return self.paths[row]
 
 
-def read_all(source: Source, image_shape: tuple[int, int, int], *, resize: bool) -> dict[str, np.ndarray]:
-    """Reads a whole source: {"image": u8[N,H,W,C], "label": i32[N]}. By threads: the decoders let go of Python's lock.
-
-    Raises:
-        InputError: an image is missing, corrupt or of another size.
-    """
-    split = {"image": np.empty((len(source), *image_shape), np.uint8), "label": np.empty(len(source), np.int32)}
-
-    def read(row: int) -> None:
-        data, split["label"][row] = source[row]
-        split["image"][row] = images.decode(data, image_shape, resize=resize, where=source.where(row))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for _ in pool.map(read, range(len(source))):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return split
-
-
 @dataclass(frozen=True)
-class _Read:
-    """rows i32[B] → a batch. Runs in a worker."""
+class _Reader:
+    """Reads and decodes images, in whichever process."""
 
     source: Source
     image_shape: tuple[int, int, int]
     resize: bool
     num_classes: int
 
-    def __call__(self, rows: np.ndarray) -> dict:
+    def image(self, row: int) -> tuple[np.ndarray, int]:
+        data, label = self.source[row]
+        where = self.source.where(row)
+        if not 0 <= label < self.num_classes:
+            raise InputError(f"{where}: label {label} is out of range: labels are 0 to {self.num_classes - 1}")
+        return images.decode(data, self.image_shape, resize=self.resize, where=where), label
+
+    def batch(self, rows: np.ndarray, map_rows=map) -> dict[str, np.ndarray]:
+        """rows i32[B] → a batch. `map_rows` may be that of a pool of threads: the decoders let go of Python's lock."""
+        mask = rows >= 0
         batch = {
             "image": np.zeros((len(rows), *self.image_shape), np.uint8),
             "label": np.zeros(len(rows), np.int32),
-            "mask": rows >= 0,
+            "mask": mask,
         }
-        for place in np.flatnonzero(batch["mask"]):
-            row = int(rows[place])
-            data, label = self.source[row]
-            where = self.source.where(row)
-            if not 0 <= label < self.num_classes:
-                raise InputError(f"{where}: label {label} is out of range: labels are 0 to {self.num_classes - 1}")
-            batch["image"][place] = images.decode(data, self.image_shape, resize=self.resize, where=where)
-            batch["label"][place] = label
+        for place, (image, label) in zip(np.flatnonzero(mask), map_rows(self.image, rows[mask].tolist()), strict=True):
+            batch["image"][place], batch["label"][place] = image, label
         return batch
 
-    def or_error(self, rows: np.ndarray) -> dict:
-        """An exception that crosses processes loses its type: a bad input is handed over as its sentence instead."""
+    def batch_or_error(self, rows: np.ndarray) -> dict:
+        """An exception that crosses processes loses its type: bad input is handed over as its sentence instead."""
         try:
-            return self(rows)
+            return self.batch(rows)
         except InputError as error:
             return {"error": str(error)}
+
+
+def read_all(
+    source: Source, image_shape: tuple[int, int, int], num_classes: int, *, resize: bool
+) -> dict[str, np.ndarray]:
+    """Reads a whole source: {"image": u8[N,H,W,C], "label": i32[N]}; see `Stream` for arguments and errors."""
+    (batch,) = Stream(source, image_shape, num_classes, resize=resize, workers=0).batches(np.arange(len(source))[None])
+    return {"image": batch["image"], "label": batch["label"]}
 
 
 class Stream:
@@ -108,7 +101,7 @@ class Stream:
 
     Attributes:
         labels: i32[N], or None where they are known only once the images are read.
-        workers: processes that read and decode; 0 reads in this process.
+        workers: processes that read and decode; 0 reads in this process, with a thread a core.
     """
 
     def __init__(
@@ -134,17 +127,17 @@ class Stream:
         if self.workers < 0:
             raise InputError(f"workers is {workers}: give 0 or more")
         self.labels = labels
-        self._read = _Read(source, tuple(image_shape), resize, num_classes)
+        self._reader = _Reader(source, tuple(image_shape), resize, num_classes)
 
     def __len__(self) -> int:
-        return len(self._read.source)
+        return len(self._reader.source)
 
     def batches(self, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Reads S batches.
 
-        A worker reads whole batches, so what comes depends on `rows` alone, not on the number of workers. The workers
-        are started by each call, in a second or two: ask for an epoch at a time rather than for a step. Where they
-        are used, a script needs its `if __name__ == "__main__":`, since each worker imports it.
+        What comes depends on `rows` alone, not on the number of workers. Each call starts the workers, which takes
+        seconds: ask for an epoch at a time, not for a step. Up to `FEW` images are read without them. A script that
+        has workers needs its `if __name__ == "__main__":`, since each worker imports it.
 
         Args:
             rows: i32[S,B], each in [0, N), or −1 for padding.
@@ -161,9 +154,17 @@ class Stream:
         if rows.size and not -1 <= rows.min() <= rows.max() < len(self):
             raise InputError(f"rows go from {rows.min()} to {rows.max()}, expected -1 (padding) to {len(self) - 1}")
         workers = min(self.workers, len(rows))
-        return self._batches(rows, workers) if workers else map(self._read, rows)
+        return self._here(rows) if workers == 0 or rows.size <= FEW else self._by_workers(rows, workers)
 
-    def _batches(self, rows: np.ndarray, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    def _here(self, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        pool = ThreadPoolExecutor(os.cpu_count())
+        try:
+            for batch_rows in rows:
+                yield self._reader.batch(batch_rows, pool.map)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _by_workers(self, rows: np.ndarray, workers: int) -> Iterator[dict[str, np.ndarray]]:
         try:
             import grain
             from absl import flags
@@ -177,7 +178,7 @@ class Stream:
         iterator = iter(
             # An element is a whole batch, so neither the order nor the batches depend on the number of workers.
             grain.MapDataset.source(rows)
-            .map(self._read.or_error)
+            .map(self._reader.batch_or_error)
             .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
             .mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
@@ -195,6 +196,8 @@ class Stream:
 
 def _start_worker(index: int, count: int) -> None:
     """Runs first in each worker."""
+    # It has no use for JAX, but imports it: should it touch a device after all, it must not be the accelerator.
+    jax.config.update("jax_platforms", "cpu")
     # Ctrl-C reaches the whole process group. It is for the parent to decide on, which then closes the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
