@@ -6,6 +6,7 @@ the same images through TFDS records, a PNG each, take five to nine; and it need
 
 import gzip
 import hashlib
+import http.client
 import os
 import pickle
 import tarfile
@@ -215,7 +216,7 @@ def prepare(name: str, data_dir: Path, files: Path | None = None) -> Path:
             np.savez(Path(temporary) / path.name, **arrays)
             os.replace(Path(temporary) / path.name, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
     return path
 
 
@@ -246,7 +247,7 @@ def _download(url: str, path: Path, checksum: str) -> None:
             while block := response.read(2**20):
                 digest.update(block)
                 file.write(block)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise InputError(
             f"cannot download {url} ({reason}): get the file elsewhere, and give its folder with --files"

@@ -80,7 +80,8 @@ def load(name: str, data_dir: Path, *, image_size: int | None = None, workers: i
     except tfds.core.DatasetNotFoundError:
         return None
     features = builder.info.features
-    image, label = (features.get(k) if hasattr(features, "get") else None for k in ("image", "label"))
+    named = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = named.get("image"), named.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise InputError(f"{name} is not a set for image classification: it has no features `image` and `label`")
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:

@@ -1,9 +1,12 @@
 """Images that do not fit in memory: read and decoded by worker processes, a batch at a time."""
 
+import math
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -136,8 +139,9 @@ class Stream:
         """Reads S batches.
 
         What comes depends on `rows` alone, not on the number of workers. Each call starts the workers, which takes
-        seconds: ask for an epoch at a time, not for a step. Up to `FEW` images are read without them. A script that
-        has workers needs its `if __name__ == "__main__":`, since each worker imports it.
+        seconds: ask for an epoch at a time, not for a step. Up to `FEW` images are read without them, by threads, and
+        so are all where shared memory (/dev/shm) is too small for workers. A script that has workers needs its
+        `if __name__ == "__main__":`, since each worker imports it.
 
         Args:
             rows: i32[S,B], each in [0, N), or −1 for padding.
@@ -154,7 +158,11 @@ class Stream:
         if rows.size and not -1 <= rows.min() <= rows.max() < len(self):
             raise InputError(f"rows go from {rows.min()} to {rows.max()}, expected -1 (padding) to {len(self) - 1}")
         workers = min(self.workers, len(rows))
-        return self._here(rows) if workers == 0 or rows.size <= FEW else self._by_workers(rows, workers)
+        # Workers hand over by shared memory. Where that is full (in a Docker container it is 64 MB) they are killed.
+        in_flight = 4 * (workers + 1) * rows.shape[1] * int(np.prod(self._reader.image_shape))
+        if workers == 0 or rows.size <= FEW or in_flight > _free_shared_memory():
+            return self._here(rows)
+        return self._by_workers(rows, workers)
 
     def _here(self, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         pool = ThreadPoolExecutor(os.cpu_count())
@@ -175,31 +183,32 @@ class Stream:
 
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags, which only absl's own `app.run` parses.
-        iterator = iter(
-            # An element is a whole batch, so neither the order nor the batches depend on the number of workers.
-            grain.MapDataset.source(rows)
-            .map(self._reader.batch_or_error)
-            .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-            .mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-                worker_init_fn=_start_worker,
-            )
-        )
+        # An element is a whole batch, so neither the order nor the batches depend on the number of workers.
+        batches = grain.MapDataset.source(rows).map(self._reader.batch_or_error)
+        batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        iterator = iter(batches.mp_prefetch(options, worker_init_fn=_start_worker))
+        close = weakref.finalize(iterator, iterator.close)  # at the latest on exit, while Python's modules are whole
         try:
             for batch in iterator:
                 if "error" in batch:
                     raise InputError(batch["error"])
                 yield batch
         finally:
-            iterator.close()
+            close()
+
+
+def _free_shared_memory() -> float:
+    return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else math.inf
 
 
 def _start_worker(index: int, count: int) -> None:
     """Runs first in each worker."""
     # It has no use for JAX, but imports it: should it touch a device after all, it must not be the accelerator.
     jax.config.update("jax_platforms", "cpu")
-    # Ctrl-C reaches the whole process group. It is for the parent to decide on, which then closes the workers.
+    # Ctrl-C, and a cluster's SIGTERM, reach the whole group. They are for the parent, which then closes its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def follow():
         multiprocessing.parent_process().join()
