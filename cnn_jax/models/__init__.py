@@ -4,41 +4,11 @@
     variables = model.init(key, images)
     logits = model.apply(variables, images)
 
-A new network is a file beside these, and a line in `MODELS`.
+A new network is a file beside these, and a line in `catalogue.MODELS`.
 """
 
-import dataclasses
-from functools import partial
+from cnn_jax.models.catalogue import create, names
+from cnn_jax.models.describe import describe
+from cnn_jax.models.pretrained import load_pretrained
 
-import flax.linen as nn
-
-from cnn_jax.errors import unknown
-from cnn_jax.models import resnet
-from cnn_jax.models.simple_cnn import SimpleCNN
-
-# Name -> the module's class and, for a member of a family, what makes it that member.
-MODELS = {
-    "simple_cnn": partial(SimpleCNN),
-    **{name: partial(resnet.ResNet, **member) for name, member in resnet.FAMILY.items()},
-}
-
-
-def names() -> list[str]:
-    """The names that `create` knows, sorted."""
-    return sorted(MODELS)
-
-
-def create(name: str, **options) -> nn.Module:
-    """The network of that name. Its options are the attributes of its class, such as `num_classes` and `dtype`.
-
-    Raises:
-        InputError: no such network, or it has no such option.
-    """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    member = MODELS[name]
-    fields = {field.name for field in dataclasses.fields(member.func)} - {"parent", "name", *member.keywords}
-    for option in options:
-        if option not in fields:
-            raise unknown(f"option of {name}", option, fields)
-    return member(**options)
+__all__ = ["create", "describe", "load_pretrained", "names"]

@@ -1,0 +1,37 @@
+"""The networks by name."""
+
+import dataclasses
+from functools import partial
+
+import flax.linen as nn
+
+from cnn_jax.errors import unknown
+from cnn_jax.models.resnet import FAMILY, ResNet
+from cnn_jax.models.simple_cnn import SimpleCNN
+
+# Name -> the class of the network and, for a member of a family, what makes it that member.
+MODELS = {
+    "simple_cnn": partial(SimpleCNN),
+    **{name: partial(ResNet, **member) for name, member in FAMILY.items()},
+}
+
+
+def names() -> list[str]:
+    """The names that `create` knows, sorted."""
+    return sorted(MODELS)
+
+
+def create(name: str, **options) -> nn.Module:
+    """The network of that name. Its options are the attributes of its class, such as `num_classes` and `dtype`.
+
+    Raises:
+        InputError: no such network, or it has no such option.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    member = MODELS[name]
+    fields = {field.name for field in dataclasses.fields(member.func)} - {"parent", "name", *member.keywords}
+    for option in options:
+        if option not in fields:
+            raise unknown(f"option of {name}", option, fields)
+    return member(**options)
