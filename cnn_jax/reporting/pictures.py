@@ -6,7 +6,7 @@ hundred Axes take seconds. Images come as u8 in 0..255 or floats in [0, 1], [N,H
 
 # ruff: noqa: RUF001  minus signs and multiplication signs are wanted in what people read
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ def image_grid(
 
 
 def mistakes(
-    images: np.ndarray,
+    images: np.ndarray | Callable[[np.ndarray], np.ndarray],
     labels: np.ndarray,
     predictions: np.ndarray,
     confidences: np.ndarray,
@@ -50,8 +50,8 @@ def mistakes(
 ):
     """The wrong predictions made with the greatest confidence, worst first, "true → predicted". Returns a Figure.
 
-    images: [N,H,W,C] of the whole test set, or of the part that is to be looked at; labels, predictions: int[N];
-    confidences: f[N] in [0, 1], of the predicted class.
+    images: [N,H,W,C], or a function of rows int[M] that gives [M,H,W,C], for sets that are not in memory;
+    labels, predictions: int[N]; confidences: f[N] in [0, 1], of the predicted class.
     """
     labels, predictions, confidences = np.asarray(labels), np.asarray(predictions), np.asarray(confidences)
     wrong = np.flatnonzero(labels != predictions)
@@ -65,7 +65,8 @@ def mistakes(
         form = "{} → {}  {:.0%}"
     titles = [form.format(names[labels[i]], names[predictions[i]], confidences[i]) for i in worst]
     note = f"true → predicted, with confidence; {len(worst):,} of {len(wrong):,} mistakes among {len(labels):,} images"
-    return _sheet(_rgb(np.asarray(images)[worst]), titles, columns=columns, title=title, note=note)
+    shown = images(worst) if callable(images) else np.asarray(images)[worst]
+    return _sheet(_rgb(shown), titles, columns=columns, title=title, note=note)
 
 
 def filters(kernel: np.ndarray, *, title: str = "Learned filters", columns: int = 8, limit: int = 64):

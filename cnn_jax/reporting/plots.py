@@ -155,7 +155,7 @@ def gradient_norms(
     Up to eight layers are lines; more are rows of a picture, the first layer on top. Zeros and NaN are left out.
     """
     layers = {name: np.where(np.asarray(v, np.float64) > 0, v, np.nan) for name, v in norms.items()}
-    if len(layers) <= len(PALETTE):
+    if len(layers) <= len(PALETTE) or not len(steps):
         figure, (axes,) = new_figure(3.3 + 0.1 * len(layers))
         for (name, values), colour in zip(layers.items(), PALETTE, strict=False):
             _line(axes, np.asarray(steps, np.float64), values, colour, name)

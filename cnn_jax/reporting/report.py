@@ -245,6 +245,7 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 caption { padding: .7rem .9rem .3rem; color: var(--muted); font-size: .88rem; text-align: left; }
 th, td { padding: .4rem .9rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: baseline; }
 th[scope=row] { font-weight: 500; }
+td:not([class]), th[scope=row]:not([class]) { min-width: 9rem; overflow-wrap: anywhere; }
 thead th { color: var(--muted); font-size: .85rem; font-weight: 600; white-space: nowrap; }
 tbody tr:last-child > * { border-bottom: 0; }
 .number { text-align: right; }

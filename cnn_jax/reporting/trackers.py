@@ -57,8 +57,16 @@ def read_metrics(path) -> list[dict]:
         if not isinstance(record, dict):
             shown = line[:60].decode(errors="replace")
             raise InputError(f"{path}, line {number}: expected a JSON object, got {shown!r}")
-        records.append({key: math.nan if value is None else value for key, value in record.items()})
+        records.append(_null_to_nan(record))
     return records
+
+
+def _null_to_nan(value):
+    if isinstance(value, dict):
+        return {key: _null_to_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_null_to_nan(item) for item in value]
+    return math.nan if value is None else value
 
 
 class Tracker:

@@ -64,6 +64,9 @@ def test_mistakes_come_worst_first():
     title, note, *shown = texts(figure.axes[0])
     assert (title, shown) == ("Worst mistakes", ["3 → 8  90%", "4 → 9  80%"])
     assert "2 of 3 mistakes among 5" in note
+    rows = []
+    plots.mistakes(lambda r: rows.append(r) or images[r], [0, 1, 2], [0, 2, 1], [0.9, 0.5, 0.6], DIGITS)
+    assert rows[0].tolist() == [2, 1]
     long = plots.mistakes(images, [0] * 5, [1, 0, 0, 0, 0], [0.5] * 5, ["cat", "<b>$dog$</b>"])
     assert texts(long.axes[0])[-3:] == ["50%", "→ <b>$dog$</b>", "cat"]
     assert "There are none." in texts(plots.mistakes(images, [1] * 5, [1] * 5, [1.0] * 5, DIGITS).axes[0])
@@ -205,6 +208,8 @@ def test_gradient_norms():
 def test_gradient_norms_without_a_finite_value():
     for layers in (2, 20):
         plots.gradient_norms([0, 1], {f"layer{i}": [np.nan, 0] for i in range(layers)})
+        plots.gradient_norms([], {f"layer{i}": [] for i in range(layers)})
+    plots.learning_rate([], [])
 
 
 def test_learning_rate():

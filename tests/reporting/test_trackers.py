@@ -13,15 +13,17 @@ from cnn_jax.reporting.files import write_atomically
 
 def test_metrics_round_trip(tmp_path):
     with Tracker(tmp_path / "run") as tracker:
-        tracker.log(1, {"loss": np.float32(0.5), "norms": np.arange(2)}, split="train", epoch=0.5)
+        tracker.log(1, {"loss": np.float32(0.5), "norms": {"conv1": np.nan, "fc1": 1}}, split="train", epoch=0.5)
         # Flushed: another reader sees the line while the run goes on.
         assert len(read_metrics(tracker.path)) == 1
         tracker.log(2, {"loss": math.nan, "top": math.inf})
     first, second = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    assert first == '{"step": 1, "split": "train", "epoch": 0.5, "loss": 0.5, "norms": [0, 1]}'
+    assert first == '{"step": 1, "split": "train", "epoch": 0.5, "loss": 0.5, "norms": {"conv1": null, "fc1": 1}}'
     assert second == '{"step": 2, "loss": null, "top": null}'
-    assert read_metrics(tracker.path)[0] == json.loads(first)
-    assert math.isnan(read_metrics(tracker.path)[1]["loss"])
+    one, two = read_metrics(tracker.path)
+    assert math.isnan(one["norms"].pop("conv1"))
+    assert one == {"step": 1, "split": "train", "epoch": 0.5, "loss": 0.5, "norms": {"fc1": 1}}
+    assert math.isnan(two["loss"])
 
 
 def test_resume_drops_what_comes_after_the_step_and_half_a_line(tmp_path):
