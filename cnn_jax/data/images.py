@@ -1,8 +1,8 @@
 """Image files to arrays: probing, decoding, and resizing.
 
-JPEG is decoded by simplejpeg where it is installed, anything else, and JPEG otherwise, by Pillow; on JPEG the two give
-the same pixels. Resizing needs OpenCV, and has no second choice: another library's would give other pixels. The EXIF
-orientation is not applied, as in TFDS and torchvision.
+JPEG is decoded by simplejpeg where it is installed, anything else, and JPEG otherwise, by Pillow; on grey and RGB JPEG
+the two give the same pixels (on CMYK within a level). Resizing needs OpenCV, and has no second choice: another library
+would give other pixels. The EXIF orientation is not applied, as in TFDS and torchvision.
 """
 
 import io
@@ -80,7 +80,7 @@ def _pixels(data: bytes, channels: int, where: object) -> np.ndarray:
         try:
             return simplejpeg.decode_jpeg(data, colorspace="GRAY" if channels == 1 else "RGB")
         except ValueError:
-            pass  # CMYK, or corrupt: Pillow tells which.
+            pass  # Pillow says what is wrong, or reads what simplejpeg does not.
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode.startswith("I;16"):

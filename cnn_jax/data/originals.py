@@ -7,8 +7,11 @@ the same images through TFDS records, a PNG each, take five to nine; and it need
 import gzip
 import hashlib
 import http.client
+import io
+import math
 import os
 import pickle
+import struct
 import tarfile
 import tempfile
 import urllib.error
@@ -46,9 +49,9 @@ def _idx_array(path: Path, ndim: int) -> np.ndarray:
         data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path} ({error}): get the file again") from None
-    shape = tuple(np.frombuffer(data[4 : 4 + 4 * ndim], ">u4").tolist())
     start = 4 + 4 * ndim
-    if data[:4] != bytes([0, 0, 8, ndim]) or len(data) - start != np.prod(shape, dtype=np.int64):
+    shape = struct.unpack(f">{ndim}I", data[4:start]) if len(data) >= start else ()
+    if data[:4] != bytes([0, 0, 8, ndim]) or len(data) - start != math.prod(shape):
         raise InputError(f"{path} is not an idx file of unsigned bytes with {ndim} dimensions: get the file again")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
@@ -57,7 +60,8 @@ def read_cifar(folder: Path, archive: str) -> dict[str, np.ndarray]:
     """The "python version" of CIFAR-10 or CIFAR-100: as `read_idx`, u8[N,32,32,3], and "class_names" too."""
     path = folder / archive
     try:
-        with tarfile.open(path) as tar:
+        # Unpacked whole, since tarfile stops before the end, where gzip keeps its checksum.
+        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(path.read_bytes()))) as tar:
             files = {
                 Path(m.name).name: _Unpickler.read(tar.extractfile(m), path) for m in tar if m.isfile() and _wanted(m)
             }
@@ -174,7 +178,7 @@ def load(name: str, data_dir: Path) -> Dataset | None:
     path = _prepared(name, data_dir)
     if path.exists():
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 return _dataset(name, dict(file))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             if isinstance(error, InputError):
