@@ -62,6 +62,7 @@ def test_one_parameter_per_image():
     images = ops.as_float(pictures(3))
     factors = jnp.array([0.0, 0.5, 1.0, 1.5, 2.0])
     for op in (ops.brightness, ops.contrast, ops.saturation, ops.sharpness, ops.hue, ops.solarize):
+        op = jax.jit(op)
         alone = [op(images[i : i + 1], float(factors[i])) for i in range(5)]
         np.testing.assert_allclose(op(images, factors), jnp.concatenate(alone), atol=1e-6)
     for op in (ops.brightness, ops.contrast, ops.saturation, ops.sharpness):
@@ -125,7 +126,7 @@ def test_affine_fill_and_pillow():
     np.testing.assert_allclose(np.where(inside, got, 0), np.where(inside, theirs, 0), atol=level + 1e-4)
 
 
-@pytest.mark.parametrize("size", [(24, 31), (12, 40), (7, 5)])
+@pytest.mark.parametrize("size", [(12, 40), (7, 5)])
 def test_crop_resize_is_a_crop_then_a_resize(size):
     images = ops.as_float(pictures(3))
     box = np.array([[0, 0, 24, 31], [3, 5, 12, 20], [23, 30, 1, 1], [10, 0, 14, 9], [2, 2, 7, 5]])
