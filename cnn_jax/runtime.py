@@ -72,7 +72,9 @@ def _cache_folder() -> Path | None:
         status = folder.stat()
     except OSError as error:
         if chosen:
-            raise InputError(f"cache folder {folder} cannot be made: {error.strerror}. Set CNN_JAX_CACHE to another") from error
+            raise InputError(
+                f"cache folder {folder} cannot be made: {error.strerror}. Set CNN_JAX_CACHE to another"
+            ) from error
         return None
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise InputError(f"cache folder {folder} can be written by others: run chmod 700 on it, or set CNN_JAX_CACHE")

@@ -1,6 +1,6 @@
 """What every source of data returns: a `Dataset`, checked once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import jax
@@ -112,6 +112,31 @@ class Dataset:
         """The images of each class in "train" or "test", i64[num_classes]; None where `labels` is None."""
         labels = self.labels(split)
         return None if labels is None else np.bincount(labels, minlength=self.num_classes)
+
+    def images(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Some images of "train" or "test": u8[len(rows),H,W,C]."""
+        return self._rows(split, rows)["image"]
+
+    def samples(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` images of "train" or "test", u8[count,H,W,C], and their labels."""
+        batch = self._rows(split, np.arange(min(count, self.size(split))))
+        return batch["image"], batch["label"]
+
+    def _rows(self, split: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        data, rows = getattr(self, split), np.asarray(rows, np.int32)
+        if isinstance(data, dict):
+            return {name: values[rows] for name, values in data.items()}
+        (batch,) = data.batches(rows[None])
+        return batch
+
+    def head(self, *, train: int, test: int) -> "Dataset":
+        """The set cut down to its first images, for trying things out."""
+        cut = {"train": train, "test": test}
+        for split, count in cut.items():
+            data = getattr(self, split)
+            resident = isinstance(data, dict)
+            cut[split] = {name: values[:count] for name, values in data.items()} if resident else data.head(count)
+        return replace(self, **cut)
 
     def preprocess(self, images: jax.Array) -> jax.Array:
         """What a network sees: (images in [0,1] − mean) / std. Traceable.

@@ -43,7 +43,9 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     """
     n, height, width, c = x.shape
     if min(height, width) < window:
-        raise InputError(f"max_pool: images of {height}×{width} are smaller than its window of {window}: use larger images")
+        raise InputError(
+            f"max_pool: images of {height}×{width} are smaller than its window of {window}: use larger images"
+        )
     return _max_pool(x[:, : height // window * window, : width // window * window], window)
 
 

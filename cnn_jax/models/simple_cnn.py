@@ -25,7 +25,9 @@ class SimpleCNN(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits f32[N, num_classes] of normalised images f32[N,H,W,C]; with `train`, dropout draws from the key `dropout`."""
         if images.ndim != 4 or min(images.shape[1:3]) < 4:
-            raise InputError(f"simple_cnn: images of shape {images.shape}, expected [N,H,W,C] with H and W of 4 or more")
+            raise InputError(
+                f"simple_cnn: images of shape {images.shape}, expected [N,H,W,C] with H and W of 4 or more"
+            )
         x = images.astype(self.dtype)
         x = tap(self, "conv1", nn.relu(nn.Conv(32, (3, 3), dtype=self.dtype, name="conv1")(x)))
         x = max_pool(x)

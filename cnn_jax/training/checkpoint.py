@@ -45,7 +45,9 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         policies = [LatestN(keep)]
         if best:
-            policies.append(BestN(get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False))
+            policies.append(
+                BestN(get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False)
+            )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
@@ -87,7 +89,9 @@ class Checkpoints:
             except _Damaged as error:
                 damaged.append(f"checkpoint {step} in {self.folder} is damaged ({error})")
                 continue
-            _check_fits(expected, {name: (list(x.shape), str(x.dtype)) for name, x in arrays.items()}, self.folder / str(step))
+            _check_fits(
+                expected, {name: (list(x.shape), str(x.dtype)) for name, x in arrays.items()}, self.folder / str(step)
+            )
             leaves = [arrays[name] for name in _flat(template)]
             state = jax.tree.unflatten(jax.tree.structure(template), leaves)
             return Restored(state, step, note["extra"], damaged)
@@ -140,14 +144,19 @@ def _checksum(data: bytes | memoryview) -> str:
 
 def _describe(array: np.ndarray) -> dict:
     array = np.ascontiguousarray(array)
-    return {"shape": list(array.shape), "dtype": str(array.dtype), "blake2b": _checksum(array.reshape(-1).view(np.uint8).data)}
+    return {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "blake2b": _checksum(array.reshape(-1).view(np.uint8).data),
+    }
 
 
 def _check_fits(expected: dict, found: dict, where: Path) -> None:
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
             has, wants = (
-                "nothing" if there is None else f"{there[1]}{there[0]}" for there in (found.get(name), expected.get(name))
+                "nothing" if there is None else f"{there[1]}{there[0]}"
+                for there in (found.get(name), expected.get(name))
             )
             raise InputError(
                 f"checkpoint {where} is of another model, optimiser or dtype: it has {has} for {name}, "

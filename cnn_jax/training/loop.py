@@ -42,13 +42,15 @@ class Interrupted(Exception):
     """A signal ended the run; what it had learned is saved where there are checkpoints."""
 
     def __init__(self, number: int, step: int, saved: bool):
-        self.number, self.step = number, step
+        self.number, self.step, self.exit_code = number, step, 128 + number
         kept = "saved; go on with --resume" if saved else "nothing saved"
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}: {kept}")
 
 
 class NonFinite(Exception):
     """The loss or a gradient is not finite."""
+
+    exit_code = 1
 
 
 def fit(
@@ -152,8 +154,8 @@ def fit(
 
     with _signals() as caught:
         clock.start()
-        order = Order(size, batch_size, seed, steps, start)
-        for first, last, feed in _feeds(train, order, over, epoch_ends, steps_per_dispatch):
+        stops = sorted(stop for stop in epoch_ends if start < stop <= steps)
+        for first, last, feed in _feeds(train, Order(size, batch_size, seed), over, start, stops, steps_per_dispatch):
             state, stats = run(state, data, feed, step_key)
             window.add(first, last, over.one(stats))
             if last not in epoch_ends and not caught:
@@ -238,17 +240,19 @@ def _image_shape(split: Split) -> tuple[int, int, int]:
     return tuple(split["image"].shape[1:] if isinstance(split, dict) else split.image_shape)
 
 
-def _feeds(train: Split, order: Order, over: Parallel, stops: set[int], most: int) -> Iterator[tuple[int, int, Any]]:
+def _feeds(
+    train: Split, order: Order, over: Parallel, step: int, stops: list[int], most: int
+) -> Iterator[tuple[int, int, Any]]:
     """(first step, step after the last, what to give the devices) of each dispatch; none goes past a stop."""
-    if not isinstance(train, dict):
-        for step, batch in enumerate(_ahead(train.batches(order), over), order.start):
-            yield step, step + 1, batch
-        return
-    step = order.start
-    while step < order.stop:
-        last = min([stop for stop in stops if stop > step] + [step + most])
-        rows = np.stack([order.rows(s) for s in range(step, last)])
-        yield step, last, over.split(rows, axis=1)
+    for last in stops:
+        rows = order.rows(step, last)
+        if isinstance(train, dict):
+            for first in range(step, last, most):
+                feed = rows[first - step : first - step + most]
+                yield first, first + len(feed), over.split(feed, axis=1)
+        else:
+            for first, batch in enumerate(_ahead(train.batches(rows), over), step):
+                yield first, first + 1, batch
         step = last
 
 

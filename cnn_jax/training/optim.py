@@ -9,9 +9,7 @@ SCHEDULES = ("constant", "cosine", "one-cycle")
 OPTIMISERS = ("adam", "sgd")
 
 
-def make_schedule(
-    name: str, learning_rate: float, *, total_steps: int, warmup_steps: int = 0
-) -> optax.Schedule:
+def make_schedule(name: str, learning_rate: float, *, total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
     """The learning rate as a function of the step.
 
     `constant`; `cosine` (Loshchilov & Hutter 2017), down to zero at `total_steps`; `one-cycle` (Smith & Topin 2018), up

@@ -13,33 +13,23 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Order:
-    """The rows of each step: `order[step]` is i32[batch_size], for steps from `start` up to `stop`.
+    """The order of a run's data: which of `size` rows each step of `batch_size` sees.
 
-    Each epoch goes through all `size` rows in an order of its own. No row is dropped: a batch that reaches the end of
-    an epoch goes on with the next. As a sequence it begins at `start`; it is small and can be sent to another process.
+    Each epoch goes through all rows in an order of its own. No row is dropped: a batch that reaches the end of an
+    epoch goes on with the next.
     """
 
     size: int
     batch_size: int
     seed: int
-    stop: int
-    start: int = 0
 
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.rows(self.start + index)
-
-    def rows(self, step: int) -> np.ndarray:
-        """i32[batch_size]: the rows of this step, counted from the start of the run."""
-        first, last = step * self.batch_size, (step + 1) * self.batch_size
-        epochs = range(first // self.size, (last - 1) // self.size + 1)
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """i32[last - first, batch_size]: the rows of these steps, `last` not included, counted from the run's start."""
+        begin, end = first * self.batch_size, last * self.batch_size
+        epochs = range(begin // self.size, -(-end // self.size))
         ahead = np.concatenate([_permutation(self.size, self.seed, epoch) for epoch in epochs])
-        offset = first - epochs[0] * self.size
-        return ahead[offset : offset + self.batch_size]
+        offset = begin - epochs[0] * self.size
+        return ahead[offset : offset + end - begin].reshape(last - first, self.batch_size)
 
 
 def in_order(size: int, batch_size: int) -> np.ndarray:

@@ -48,7 +48,9 @@ class Parallel:
         spread = jax.tree.map(lambda x: np.moveaxis(np.stack(np.split(np.asarray(x), self.devices, axis)), 0, 0), tree)
         return jax.device_put(spread, NamedSharding(self.mesh, PartitionSpec("data")))
 
-    def compile(self, build: Callable[[str | None], Callable], *, split: tuple[bool, ...], donate: int | None) -> Callable:
+    def compile(
+        self, build: Callable[[str | None], Callable], *, split: tuple[bool, ...], donate: int | None
+    ) -> Callable:
         """`build(axis_name)`, compiled over the devices.
 
         Args:

@@ -1,0 +1,201 @@
+"""The report of a classifier: its data, its network, its training, its results, and a look inside."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import plots
+from .progress import print_table
+from .report import Cards, Code, Details, Figure, Section, Table, write_report
+from .trackers import plain
+
+
+LAYER_HEADER = ("layer", "type", "output", "parameters", "FLOPs")
+
+
+def print_start(
+    name: str, class_names: Sequence[str], counts: Mapping[str, Sequence[int]], layers: Sequence[tuple], description
+) -> None:
+    """Prints the data set and the network. `description` has `parameters`, `trainable` and `flops`."""
+    if counts:
+        shown = [[label, *(int(values[i]) for values in counts.values())] for i, label in enumerate(class_names)][:20]
+        left_out = f", the first 20 of {len(class_names)}" if len(class_names) > 20 else ""
+        totals = ", ".join(f"{int(sum(values)):,} {split}" for split, values in counts.items())
+        print_table(f"{name}: {totals} images in {len(class_names)} classes{left_out}", ["class", *counts], shown)
+    print_table("Network", LAYER_HEADER, _layer_rows(layers))
+    print(
+        f"{description.parameters:,} parameters, {description.trainable:,} of them trained; "
+        f"{description.flops:,} FLOPs an image\n"
+    )
+
+
+def print_end(metrics: Mapping, class_names: Sequence[str], summary: Mapping[str, float], report: Path) -> None:
+    """Prints the results and where the report is."""
+    names = ("precision", "recall", "f1")
+    rows = [
+        [label, *(float(metrics[f"{of}_per_class"][i]) for of in names), int(metrics["support_per_class"][i])]
+        for i, label in enumerate(class_names)
+    ][:20]
+    for average in ("macro", "micro", "weighted"):
+        rows.append([average, *(float(metrics[f"{of}_{average}"]) for of in names), metrics["count"]])
+    print_table("Test set", ["class", "precision", "recall", "F1", "images"], rows)
+    print(
+        f"test accuracy {metrics['accuracy']:.2%}, loss {metrics['loss']:.4f}, calibration error {metrics['ece']:.4f}; "
+        f"trained {summary['train_seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s\n"
+        f"report: {report}"
+    )
+
+
+def _layer_rows(layers: Sequence[tuple]) -> list[list]:
+    return [
+        [name, kind, " × ".join(map(str, shape)), parameters, flops] for name, kind, shape, parameters, flops in layers
+    ]
+
+
+def write(
+    folder: Path,
+    *,
+    title: str,
+    command: str,
+    source: str,
+    class_names: Sequence[str],
+    counts: Mapping[str, Sequence[int]],
+    samples: tuple[np.ndarray, np.ndarray],
+    layers: Sequence[tuple],
+    history: Sequence[Mapping],
+    learning_rate: Callable[[np.ndarray], np.ndarray],
+    summary: Mapping[str, float],
+    metrics: Mapping,
+    evidence: Mapping[str, np.ndarray],
+    test_images: Callable[[np.ndarray], np.ndarray],
+    kernel: np.ndarray,
+    insides: Sequence[tuple[str, np.ndarray, Mapping[str, np.ndarray]]],
+    config: Mapping,
+) -> Path:
+    """Draws the figures into `folder/figures`, writes `folder/report.html` and returns its path.
+
+    Args:
+        counts: {split: images of each class}, empty where they are not known.
+        samples: training images u8[N,H,W,C] and their labels.
+        layers: (name, type, output shape, parameters, FLOPs) of each.
+        history: the records of `metrics.jsonl`.
+        learning_rate: of steps i64[N].
+        summary: the numbers of `summary.json`.
+        metrics: what the task's `summarize` gave for the test set.
+        evidence: of the test set, in order: `label`, `prediction` i32[N], `probabilities` f32[N,C].
+        test_images: rows of the test set -> u8[N,H,W,C].
+        kernel: f32[H,W,Cin,Cout] of the first convolution.
+        insides: (title, image u8[H,W,C], {stage: f32[H,W,C]}) of the images to look inside with.
+        config: the run's `config.json`.
+    """
+    figures = Path(folder) / "figures"
+
+    def draw(name: str, figure, caption: str) -> Figure:
+        return Figure(plots.save(figure, figures / f"{name}.png"), caption)
+
+    images, labels = samples
+    data = [source, draw("samples", plots.image_grid(images, [class_names[i] for i in labels]), "Training images.")]
+    if counts:
+        data.append(draw("counts", plots.class_counts(counts, class_names), "Images of each class."))
+
+    network = [
+        Table(LAYER_HEADER, _layer_rows(layers), "FLOPs of one image: two for each multiplication and addition."),
+        f"{int(summary['parameters']):,} parameters, {int(summary['trainable_parameters']):,} of them trained.",
+    ]
+
+    train = [record for record in history if record.get("split") == "train"]
+    steps = np.array([record["step"] for record in train])
+    norms = {
+        layer: [record["grad_norm"][layer] for record in train] for layer in (train[0]["grad_norm"] if train else [])
+    }
+    training = [
+        draw(
+            "curves",
+            plots.curves(history),
+            "Loss and accuracy: of training with dropout and augmentation, as they were met.",
+        ),
+        draw("gradient_norms", plots.gradient_norms(steps, norms), "How much each layer is asked to change."),
+        draw("learning_rate", plots.learning_rate(steps, learning_rate(steps)), "The learning rate."),
+        Details("Settings", [Table(["setting", "value"], [[k, str(v)] for k, v in config["settings"].items()])]),
+    ]
+
+    label, prediction = evidence["label"], evidence["prediction"]
+    confidence = evidence["probabilities"].max(axis=1)
+    per_class = [metrics[f"{name}_per_class"] for name in ("precision", "recall", "f1")]
+    averages = [
+        [name, *(float(metrics[f"{of}_{name}"]) for of in ("precision", "recall", "f1"))]
+        for name in ("macro", "micro", "weighted")
+    ]
+    class_rows = [
+        [
+            name,
+            *(float(values[i]) for values in per_class),
+            float(metrics["auroc_per_class"][i]),
+            int(metrics["support_per_class"][i]),
+        ]
+        for i, name in enumerate(class_names)
+    ]
+    calibration = plots.calibration(
+        confidence, label == prediction, bins=len(metrics["reliability_count"]), ece=metrics["ece"]
+    )
+    worst = plots.mistakes(test_images, label, prediction, confidence, class_names)
+    results = [
+        "Every image of the test set counts once. The figures are those of the last step, not of the best epoch.",
+        Table(["average", "precision", "recall", "F1"], averages, "Over the classes."),
+        draw("confusion", plots.confusion_matrix(metrics["confusion"], class_names), "Rows are the true classes."),
+        draw("per_class", plots.per_class(*per_class, class_names), "Precision, recall and F1 of each class."),
+        draw("mistakes", worst, "Wrong, and most certain of it."),
+        draw("calibration", calibration, "Is 90 % certain right nine times in ten?"),
+        Details("Each class", [Table(["class", "precision", "recall", "F1", "AUROC", "images"], class_rows)]),
+    ]
+
+    look = ["What the network computes on the way to its answer, after each stage's ReLU."]
+    look.append(
+        draw(
+            "filters",
+            plots.filters(kernel, title="Filters of the first convolution"),
+            "What the first layer looks for.",
+        )
+    )
+    for i, (name, image, stages) in enumerate(insides):
+        side = plots.feature_maps_side_by_side(stages, image, title=name)
+        look.append(draw(f"feature_maps_{i}", side, f"{name}: the first four feature maps of {' and '.join(stages)}."))
+    name, image, stages = insides[0]
+    grids = [
+        draw(
+            f"feature_maps_{stage}",
+            plots.feature_maps(maps, image=image, title=f"{name}: {stage}"),
+            f"All maps of {stage}.",
+        )
+        for stage, maps in stages.items()
+    ]
+    look.append(Details(f"All feature maps of {' and '.join(stages)}", grids))
+
+    cards = [
+        ("Test accuracy", f"{100 * metrics['accuracy']:.2f} %", f"{metrics['count']:,} images"),
+        ("F1, macro", f"{metrics['f1_macro']:.4f}", "mean over the classes"),
+        ("Test loss", f"{metrics['loss']:.4f}", "cross entropy, nats"),
+        ("Calibration error", f"{metrics['ece']:.4f}", "expected, 15 bins"),
+        ("Parameters", f"{int(summary['parameters']):,}", f"{int(summary['trainable_parameters']):,} trained"),
+        ("Training", f"{summary['train_seconds']:.1f} s", f"{summary['images_per_second']:,.0f} images/s"),
+    ]
+    environment = plain(config["environment"])
+    versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
+    footer = (
+        f"Python {environment['python']}, {versions}; {environment['devices']}, {environment['cores']} cores; "
+        f"{environment['started']}"
+    )
+    return write_report(
+        Path(folder) / "report.html",
+        title=title,
+        summary=[Cards(cards), Code(command)],
+        sections=[
+            Section("Data", data),
+            Section("Network", network),
+            Section("Training", training),
+            Section("Results on the test set", results),
+            Section("Looking inside", look),
+        ],
+        footer=footer,
+    )
