@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def environment() -> dict:
         "devices": f"{jax.device_count()} × {_processor() if device.platform == 'cpu' else device.device_kind}",
         "cores": os.cpu_count(),
         "commit": commit or None,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -48,7 +48,7 @@ class Config:
     ema: float | None = None
     """Decay of a moving average of the parameters, which is then what is tested; 0.999, say."""
     augment: tuple[
-        Literal["shift", "flip", "crop", "resized_crop", "colour", "erase", "rand", "mixup", "cutmix"], ...
+        Literal["shift", "flip", "crop", "resized_crop", "color", "erase", "rand", "mixup", "cutmix"], ...
     ] = ()
     accumulate: int = 1
     """Parts in which a batch goes through the network, to save memory."""

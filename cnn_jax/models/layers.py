@@ -17,6 +17,9 @@ def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     `variables["perturbations"][name]`, which are added to it, and differentiate by them.
     Where neither is asked for, it costs nothing.
     """
+    # `sow` reserves the name of a new variable, and so refuses that of a submodule; one that exists it takes as it is.
+    if module.is_mutable_collection("intermediates") and not module.has_variable("intermediates", name):
+        module.put_variable("intermediates", name, ())
     module.sow("intermediates", name, x)
     # Linen's own `perturb` refuses a stage that has the name of a submodule.
     if module.has_variable("perturbations", name):
@@ -41,7 +44,7 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     Raises:
         InputError: `x` is smaller than the window.
     """
-    n, height, width, c = x.shape
+    _, height, width, _ = x.shape
     if min(height, width) < window:
         raise InputError(
             f"max_pool: images of {height}×{width} are smaller than its window of {window}: use larger images"

@@ -10,7 +10,6 @@ from .progress import print_table
 from .report import Cards, Code, Details, Figure, Section, Table, write_report
 from .trackers import plain
 
-
 LAYER_HEADER = ("layer", "type", "output", "parameters", "FLOPs")
 
 
@@ -136,9 +135,7 @@ def write(
         ]
         for i, name in enumerate(class_names)
     ]
-    calibration = plots.calibration(
-        confidence, label == prediction, bins=len(metrics["reliability_count"]), ece=metrics["ece"]
-    )
+    calibration = plots.calibration(*(metrics[f"reliability_{name}"] for name in ("confidence", "accuracy", "count")))
     worst = plots.mistakes(test_images, label, prediction, confidence, class_names)
     results = [
         "Every image of the test set counts once. The figures are those of the last step, not of the best epoch.",

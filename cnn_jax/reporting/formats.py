@@ -1,6 +1,6 @@
 """Numbers as text, one way for the terminal and the report."""
 
-# ruff: noqa: RUF001  minus signs and multiplication signs are wanted in what people read
+
 
 import math
 import numbers

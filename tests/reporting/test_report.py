@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001  the typography that the report uses
+
 
 import base64
 import html.parser

@@ -1,0 +1,33 @@
+# `make mnist` and `make test` work on a machine with Python 3.11 or newer, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: mnist test parity lint clean
+
+mnist: .venv/installed
+	$(BIN)/python -m experiments.classify --out runs/mnist --resume
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not peers"
+
+# Against PyTorch and scikit-learn; on Python 3.11 pip finds a CPU build of torch.
+parity: .venv/peers
+	$(BIN)/python -m pytest -m peers
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[data,tensorboard,test]'
+	touch $@
+
+.venv/peers: .venv/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
+	touch $@
