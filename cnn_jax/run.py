@@ -78,7 +78,8 @@ class Run:
             name = changed[0]
             others = f" (and {', '.join(changed[1:])})" if changed[1:] else ""
             raise InputError(
-                f"run folder {self.path} is of a run with {name} {before.get(name)!r}, not {settings.get(name)!r}{others}: "
+                f"run folder {self.path} is of a run with {name} {before.get(name)!r}, "
+                f"not {settings.get(name)!r}{others}: "
                 "resume with the settings it began with, or choose another --out"
             )
         return True

@@ -9,7 +9,7 @@ from cnn_jax.models.layers import max_pool, tap
 
 
 class SimpleCNN(nn.Module):
-    """conv 3×3 of 32, ReLU, max pool 2; conv 3×3 of 64, ReLU, max pool 2; dense 128, ReLU, dropout; dense to the classes.
+    """Two 3×3 convolutions of 32 and 64, each with ReLU and a 2×2 max pool; dense 128, ReLU, dropout; dense.
 
     On 28×28 images of one channel with 10 classes: 421,642 parameters. Any other size from 4×4 up,
     channel count and class count will do; the first dense layer takes what the convolutions give.
@@ -23,7 +23,10 @@ class SimpleCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits f32[N, num_classes] of normalised images f32[N,H,W,C]; with `train`, dropout draws from the key `dropout`."""
+        """Logits f32[N, num_classes] of normalised images f32[N,H,W,C].
+
+        With `train`, dropout draws from the key `dropout`.
+        """
         if images.ndim != 4 or min(images.shape[1:3]) < 4:
             raise InputError(
                 f"simple_cnn: images of shape {images.shape}, expected [N,H,W,C] with H and W of 4 or more"

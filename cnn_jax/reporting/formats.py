@@ -1,7 +1,5 @@
 """Numbers as text, one way for the terminal and the report."""
 
-
-
 import math
 import numbers
 import re

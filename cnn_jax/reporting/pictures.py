@@ -4,8 +4,6 @@ Each is one array of pixels, put together here and shown by one `imshow`, which 
 hundred Axes take seconds. Images come as u8 in 0..255 or floats in [0, 1], [N,H,W,C] with C of 1 or 3, or [N,H,W].
 """
 
-
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 

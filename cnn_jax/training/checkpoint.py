@@ -58,7 +58,10 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: PyTree, step: int, *, extra: dict | None = None, metrics: dict | None = None) -> None:
-        """Saves a state in the background; `extra` is JSON, `metrics` holds numbers. A step already saved is left as it is."""
+        """Saves a state in the background; `extra` is JSON, `metrics` holds numbers.
+
+        A step that is saved already is left as it is.
+        """
         if step in self._manager.all_steps():
             return
         arrays = _flat(jax.device_get(state))
