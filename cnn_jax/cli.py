@@ -16,7 +16,7 @@ def main(run: Callable, config_class: type, description: str | None = None) -> N
     """
     import tyro
 
-    config = tyro.cli(config_class, description=description, config=(tyro.conf.HelptextFromCommentsOff,))
+    config = tyro.cli(config_class, description=description)
     try:
         run(config)
     except KeyboardInterrupt:

@@ -19,13 +19,17 @@ or 3 channels, and leave the hue and saturation of grey ones (C=1) alone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from cnn_jax.data import image_ops as ops
-from cnn_jax.errors import InputError
+from cnn_jax.errors import InputError, unknown
+
+Augmentation = Literal["shift", "flip", "crop", "resized_crop", "color", "erase", "rand", "mixup", "cutmix"]
 
 
 def compose(*augmentations: Callable) -> Callable:
@@ -41,6 +45,25 @@ def compose(*augmentations: Callable) -> Callable:
         return batch
 
     return augment
+
+
+def named(names: Sequence[Augmentation], num_classes: int) -> Callable | None:
+    """The usual augmentations by short names, composed in the order given; None for no names."""
+    choices = {
+        "shift": partial(translate, pixels=2),
+        "flip": flip,
+        "crop": partial(pad_crop, padding=4),
+        "resized_crop": random_resized_crop,
+        "color": color_jitter,
+        "erase": random_erasing,
+        "rand": rand_augment,
+        "mixup": partial(mixup, num_classes=num_classes),
+        "cutmix": partial(cutmix, num_classes=num_classes),
+    }
+    for name in names:
+        if name not in choices:
+            raise unknown("augmentation", name, get_args(Augmentation))
+    return compose(*(choices[name] for name in names)) if names else None
 
 
 # Geometry

@@ -7,6 +7,7 @@ imported when something is drawn or printed.
 """
 
 from . import plots, progress, report, trackers
+from .log import log_run
 from .progress import Progress, print_table
 from .report import write_report
 from .trackers import Tracker, read_metrics, write_json
@@ -14,6 +15,7 @@ from .trackers import Tracker, read_metrics, write_json
 __all__ = [
     "Progress",
     "Tracker",
+    "log_run",
     "plots",
     "print_table",
     "progress",

@@ -1,5 +1,6 @@
 """The report of a classifier: its data, its network, its training, its results, and a look inside."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -8,28 +9,26 @@ import numpy as np
 from . import plots
 from .progress import print_table
 from .report import Cards, Code, Details, Figure, Section, Table, write_report
-from .trackers import plain
+from .trackers import plain, read_metrics, write_json
 
 LAYER_HEADER = ("layer", "type", "output", "parameters", "FLOPs")
 
 
-def print_start(
-    name: str, class_names: Sequence[str], counts: Mapping[str, Sequence[int]], layers: Sequence[tuple], description
-) -> None:
-    """Prints the data set and the network. `description` has `parameters`, `trainable` and `flops`."""
+def print_start(name: str, class_names: Sequence[str], counts: Mapping[str, Sequence[int]], description) -> None:
+    """Prints the data set and the network; see `write` for the arguments."""
     if counts:
         shown = [[label, *(int(values[i]) for values in counts.values())] for i, label in enumerate(class_names)][:20]
         left_out = f", the first 20 of {len(class_names)}" if len(class_names) > 20 else ""
         totals = ", ".join(f"{int(sum(values)):,} {split}" for split, values in counts.items())
         print_table(f"{name}: {totals} images in {len(class_names)} classes{left_out}", ["class", *counts], shown)
-    print_table("Network", LAYER_HEADER, _layer_rows(layers))
+    print_table("Network", LAYER_HEADER, _layer_rows(description.layers))
     print(
         f"{description.parameters:,} parameters, {description.trainable:,} of them trained; "
         f"{description.flops:,} FLOPs an image\n"
     )
 
 
-def print_end(metrics: Mapping, class_names: Sequence[str], summary: Mapping[str, float], report: Path) -> None:
+def _print_end(metrics: Mapping, class_names: Sequence[str], summary: Mapping[str, float], report: Path) -> None:
     """Prints the results and where the report is."""
     names = ("precision", "recall", "f1")
     rows = [
@@ -46,7 +45,7 @@ def print_end(metrics: Mapping, class_names: Sequence[str], summary: Mapping[str
     )
 
 
-def _layer_rows(layers: Sequence[tuple]) -> list[list]:
+def _layer_rows(layers: Sequence) -> list[list]:
     return [
         [name, kind, " × ".join(map(str, shape)), parameters, flops] for name, kind, shape, parameters, flops in layers
     ]
@@ -61,34 +60,49 @@ def write(
     class_names: Sequence[str],
     counts: Mapping[str, Sequence[int]],
     samples: tuple[np.ndarray, np.ndarray],
-    layers: Sequence[tuple],
-    history: Sequence[Mapping],
+    description,
     learning_rate: Callable[[np.ndarray], np.ndarray],
-    summary: Mapping[str, float],
     metrics: Mapping,
+    seconds: float,
+    images_per_second: float,
     evidence: Mapping[str, np.ndarray],
     test_images: Callable[[np.ndarray], np.ndarray],
     kernel: np.ndarray,
     insides: Sequence[tuple[str, np.ndarray, Mapping[str, np.ndarray]]],
-    config: Mapping,
-) -> Path:
-    """Draws the figures into `folder/figures`, writes `folder/report.html` and returns its path.
+) -> dict[str, float]:
+    """Writes and prints what a finished run has found: `summary.json`, `figures/`, `report.html`.
+
+    The folder holds the run's `config.json` and `metrics.jsonl`.
 
     Args:
         counts: {split: images of each class}, empty where they are not known.
         samples: training images u8[N,H,W,C] and their labels.
-        layers: (name, type, output shape, parameters, FLOPs) of each.
-        history: the records of `metrics.jsonl`.
+        description: of the network: `layers`, each (name, type, output shape, parameters, FLOPs), and the totals
+            `parameters`, `trainable` and `flops`.
         learning_rate: of steps i64[N].
-        summary: the numbers of `summary.json`.
         metrics: what the task's `summarize` gave for the test set.
+        seconds: of training.
+        images_per_second: in training.
         evidence: of the test set, in order: `label`, `prediction` i32[N], `probabilities` f32[N,C].
         test_images: rows of the test set -> u8[N,H,W,C].
         kernel: f32[H,W,Cin,Cout] of the first convolution.
         insides: (title, image u8[H,W,C], {stage: f32[H,W,C]}) of the images to look inside with.
-        config: the run's `config.json`.
+
+    Returns:
+        The numbers of `summary.json`.
     """
-    figures = Path(folder) / "figures"
+    folder = Path(folder)
+    summary = {
+        "parameters": description.parameters,
+        "trainable_parameters": description.trainable,
+        "flops_per_image": description.flops,
+        "train_seconds": seconds,
+        "images_per_second": images_per_second,
+        **{f"test_{name}": value for name, value in metrics.items() if np.ndim(value) == 0},
+    }
+    write_json(folder / "summary.json", summary)
+    config, history = json.loads((folder / "config.json").read_text()), read_metrics(folder / "metrics.jsonl")
+    figures = folder / "figures"
 
     def draw(name: str, figure, caption: str) -> Figure:
         return Figure(plots.save(figure, figures / f"{name}.png"), caption)
@@ -99,7 +113,11 @@ def write(
         data.append(draw("counts", plots.class_counts(counts, class_names), "Images of each class."))
 
     network = [
-        Table(LAYER_HEADER, _layer_rows(layers), "FLOPs of one image: two for each multiplication and addition."),
+        Table(
+            LAYER_HEADER,
+            _layer_rows(description.layers),
+            "FLOPs of one image: two for each multiplication and addition.",
+        ),
         f"{int(summary['parameters']):,} parameters, {int(summary['trainable_parameters']):,} of them trained.",
     ]
 
@@ -183,8 +201,8 @@ def write(
         f"Python {environment['python']}, {versions}; {environment['devices']}, {environment['cores']} cores; "
         f"{environment['started']}"
     )
-    return write_report(
-        Path(folder) / "report.html",
+    report = write_report(
+        folder / "report.html",
         title=title,
         summary=[Cards(cards), Code(command)],
         sections=[
@@ -196,3 +214,5 @@ def write(
         ],
         footer=footer,
     )
+    _print_end(metrics, class_names, summary, report)
+    return summary

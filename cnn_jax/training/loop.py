@@ -106,11 +106,7 @@ def fit(
     if (epochs is None) == (steps is None):
         raise InputError("fit: give either epochs or steps")
     steps = max(1, round(epochs * size / batch_size)) if steps is None else steps
-    over.check(batch_size)
-    if accumulate < 1 or batch_size % (accumulate * over.devices):
-        raise InputError(
-            f"accumulate {accumulate}: batch size {batch_size} must be a multiple of it times {over.devices} device(s)"
-        )
+    over.check(batch_size, accumulate=accumulate)
     log = log or (lambda kind, step, values: None)
     resident = isinstance(train, dict)
     if steps_per_dispatch is None:

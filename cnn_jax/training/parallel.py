@@ -79,10 +79,15 @@ class Parallel:
             return [tree]
         return [jax.tree.map(lambda x: x[i], tree) for i in range(self.devices)]  # noqa: B023
 
-    def check(self, batch_size: int) -> None:
-        """Raises `InputError` where a batch cannot be split evenly."""
-        if batch_size < 1 or batch_size % self.devices:
-            raise InputError(f"batch size {batch_size}: it must be a multiple of the number of devices, {self.devices}")
+    def check(self, batch_size: int, *, accumulate: int = 1) -> None:
+        """Raises `InputError` where a batch cannot be split evenly over the devices, in `accumulate` parts each."""
+        if accumulate < 1:
+            raise InputError(f"accumulate {accumulate}: it must be 1 or more")
+        if batch_size < 1 or batch_size % (self.devices * accumulate):
+            parts = f" times the {accumulate} parts of accumulation" if accumulate > 1 else ""
+            raise InputError(
+                f"batch size {batch_size}: it must be a multiple of the number of devices, {self.devices}{parts}"
+            )
 
 
 def parallel(mode: str = "jit", devices: list | None = None) -> Parallel:
