@@ -2,25 +2,27 @@
 
 import contextlib
 import errno
+import io
+import signal
 import sys
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator, Sequence
 
-from cnn_jax.errors import InputError
+from cnn_jax.errors import InputError, unknown
 
 
-def main(run: Callable, config_class: type, description: str | None = None) -> None:
+def main(run: Callable, config_class: type, description: str) -> None:
     """Parses the flags that `config_class` (a frozen dataclass) describes, and calls `run(config)`.
 
     Exits with 0; with 2 and one sentence for bad input and a full disk; with 130 or 143 when SIGINT or SIGTERM stopped
     it; with 1 when training failed. A mistake of ours keeps its traceback.
     """
-    import tyro
-
-    config = tyro.cli(config_class, description=description)
     try:
-        run(config)
-    except KeyboardInterrupt:
-        _leave("stopped before training began: nothing was saved", 130)
+        with _stoppable():
+            run(_parse(config_class, description))
+    except _Stopped as stop:
+        what = "what was saved before is whole, and --resume goes on from there"
+        _leave(f"stopped by {signal.Signals(stop.number).name}: {what}", 128 + stop.number)
     except Exception as error:
         code = 2 if isinstance(error, InputError) else getattr(error, "exit_code", None)
         if code is None and _disk_is_full(error):
@@ -29,6 +31,85 @@ def main(run: Callable, config_class: type, description: str | None = None) -> N
         if code is None:
             raise
         _leave(f"error: {error}" if code in (1, 2) else str(error), code)
+
+
+def _parse(config_class: type, description: str):
+    import tyro
+
+    arguments = sys.argv[1:]
+    _check(config_class, arguments)
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            return tyro.cli(config_class, description=description, args=arguments)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        # A box: its frame and its hints after the first rule are left out.
+        lines = [line.strip(" │") for line in written.getvalue().splitlines() if line.startswith("│")]
+        rules = [i for i, line in enumerate(lines) if line.startswith("─")]
+        sentence = " ".join(lines[: rules[0]] if rules else lines) or written.getvalue()
+        raise InputError(f"{sentence.rstrip('.')} (--help lists the flags)") from None
+
+
+def _check(config_class: type, arguments: Sequence[str]) -> None:
+    """Finds wrong names and values where tyro would not say the nearest right one."""
+    flags = {f"--{name.replace('_', '-')}": kind for name, kind in typing.get_type_hints(config_class).items()}
+    known = {"--help": bool, **flags, **{f"--no-{name[2:]}": bool for name, kind in flags.items() if kind is bool}}
+    kind = None
+    for argument in arguments:
+        value = argument
+        if argument.startswith("--"):
+            flag, has_value, value = argument.partition("=")
+            flag = flag.replace("_", "-")
+            if flag not in known:
+                raise unknown("flag", flag, flags)
+            kind = known[flag]
+            if not has_value:
+                continue
+        if kind is None or argument == "-h":
+            continue
+        choices, number = [], None
+        for leaf in _leaves(kind):
+            choices += typing.get_args(leaf) if typing.get_origin(leaf) is typing.Literal else []
+            number = leaf if leaf in (int, float) else number
+        if type(None) in _leaves(kind) and value == "None":
+            continue
+        if choices and value not in choices:
+            raise unknown(flag, value, choices)
+        if number:
+            try:
+                number(value)
+            except ValueError:
+                whole = "a whole number" if number is int else "a number"
+                raise InputError(f"{flag} is {value!r}: it must be {whole}") from None
+
+
+def _leaves(kind) -> list:
+    """The types in a union or a tuple; a single type alone."""
+    if typing.get_origin(kind) is typing.Literal or not typing.get_args(kind):
+        return [kind]
+    return [leaf for part in typing.get_args(kind) for leaf in _leaves(part)]
+
+
+class _Stopped(BaseException):
+    def __init__(self, number: int):
+        self.number = number
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM raise `_Stopped`, wherever training does not take care of them itself."""
+
+    def stop(number, frame):
+        raise _Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave(sentence: str, code: int) -> None:

@@ -26,20 +26,20 @@ class Run:
 
     Raises:
         InputError: the folder holds a run and `resume` is False; or a run of other settings; or files that are no run;
-            another process holds it; it cannot be made.
+            another process holds it; it cannot be used. What is there stays as it is.
     """
 
     def __init__(self, path: str | Path, settings: Mapping, *, resume: bool = False):
         self.path = Path(path)
         self.config_path = self.path / "config.json"
         settings = plain(settings)
-        self.resumed = self._check(settings, resume)
         try:
+            self.resumed = self._check(settings, resume)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until the process ends
         except OSError as error:
             raise InputError(
-                f"run folder {self.path} cannot be made: {error.strerror}. Choose another --out"
+                f"run folder {self.path} cannot be used: {error.strerror}. Choose another --out"
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,7 +62,9 @@ class Run:
         if not self.path.is_dir():
             raise InputError(f"run folder {self.path} is a file: choose another --out")
         if not self.config_path.exists():
-            if any(entry.name != ".lock" for entry in self.path.iterdir()):
+            # A run that was killed in its first moments has left no more than these.
+            ours = (".lock", f".{self.config_path.name}.")
+            if not all(entry.name.startswith(ours) for entry in self.path.iterdir()):
                 raise InputError(f"run folder {self.path} holds files that are no run: choose another --out")
             return False
         if not resume:
@@ -70,8 +72,8 @@ class Run:
                 f"run folder {self.path} holds a run: add --resume to go on with it, or choose another --out"
             )
         try:
-            before = json.loads(self.config_path.read_text())["settings"]
-        except (ValueError, KeyError) as error:
+            before = dict(json.loads(self.config_path.read_text())["settings"])
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.config_path} is damaged: choose another --out") from error
         changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         if changed:
@@ -89,13 +91,13 @@ class Run:
         self._lock.close()
 
 
-def free_path(path: Path) -> Path:
-    """`path`, or the first of `path-2`, `path-3`, … that does not exist."""
-    number, free = 1, path
+def default_path(path: Path, *, resume: bool) -> Path:
+    """The first of `path`, `path-2`, `path-3`, … that does not exist; with `resume` the one before it, if any does."""
+    number, free, last = 1, path, path
     while free.exists():
-        number += 1
+        number, last = number + 1, free
         free = path.with_name(f"{path.name}-{number}")
-    return free
+    return last if resume else free
 
 
 def environment() -> dict:

@@ -33,7 +33,10 @@ def configure(*, platform: str | None = None) -> None:
         try:
             found = jax.default_backend()
         except RuntimeError as error:
-            raise InputError(f"no {platform} can be used: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0].split(" (set ")[0].rstrip(".")  # it goes on with advice on JAX_PLATFORMS
+            raise InputError(
+                f"no {platform} can be used: {reason}. Leave the platform out to take the best there is"
+            ) from error
         if found != platform:
             raise InputError(f"no {platform} can be used: JAX found only {found}")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (folder := _cache_folder()):

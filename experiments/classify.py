@@ -22,7 +22,7 @@ import numpy as np
 from cnn_jax import analysis, cli, data, models, reporting, runtime, tasks, training
 from cnn_jax.data.augment import Augmentation, named
 from cnn_jax.reporting import classification
-from cnn_jax.run import Run, free_path
+from cnn_jax.run import Run, default_path
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Config:
     parallel: Literal["jit", "pmap"] = "jit"  # over all devices: sharded jit or pmap
     platform: Literal["cpu", "gpu", "tpu"] | None = None  # insist on it
     out: Path | None = None  # the run's folder; runs/DATASET by default, or the next that is free
-    resume: bool = False  # go on with the run in --out, or begin it
+    resume: bool = False  # go on with the run in --out (by default the latest), or begin it
     tensorboard: bool = False
     tiny: bool = False  # a few steps on a few images
 
@@ -60,6 +60,11 @@ class Config:
 def main(config: Config) -> None:
     runtime.configure(platform=config.platform)
     settings = {name: value for name, value in vars(config).items() if name not in ("out", "resume", "platform")}
+    over = training.parallel(config.parallel)
+    training.check(
+        over, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed, accumulate=config.accumulate,
+        ema_decay=config.ema,
+    )  # fmt: skip
     dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
     if config.tiny:
         dataset, config = dataset.head(train=256, test=128), dataclasses.replace(config, epochs=2, batch_size=32)
@@ -78,15 +83,15 @@ def main(config: Config) -> None:
     tx = training.make_optimiser(
         config.optimiser, schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
-    over = training.parallel(config.parallel)
-    over.check(config.batch_size, accumulate=config.accumulate)
     description = models.describe(model, dataset.image_shape)
 
     # Nothing is written before all of the above is known to be right.
-    run = Run(config.out or free_path(Path("runs") / Path(config.dataset).name), settings, resume=config.resume)
+    out = config.out or default_path(Path("runs") / Path(config.dataset).name, resume=config.resume)
+    run = Run(out, settings, resume=config.resume)
     about = {"model": config.model, "options": options, "dataset": dataset.name, "class_names": dataset.class_names}
     about |= {"image_shape": dataset.image_shape, "mean": dataset.mean, "std": dataset.std}
-    reporting.write_json(run.path / "model.json", about)  # all that predict needs to know
+    if not (run.path / "model.json").exists():
+        reporting.write_json(run.path / "model.json", about)  # all that predict needs to know
     classification.print_start(dataset.name, dataset.class_names, counts(dataset), description)
     checkpoints = training.Checkpoints(run.path / "checkpoints", best="accuracy")
     with reporting.log_run(

@@ -84,7 +84,7 @@ def prepare(name: str, *, data_dir: str | Path | None = None, files: str | Path 
         raise InputError("mnist_10k comes with cnn_jax: there is nothing to prepare")
     if name not in originals.ORIGINALS:
         raise _not_prepared(name, data_dir)
-    return originals.prepare(name, data_dir, None if files is None else Path(files).expanduser())
+    return originals.prepare(name, data_dir, files=None if files is None else Path(files).expanduser())
 
 
 def _data_dir(data_dir: str | Path | None) -> Path:

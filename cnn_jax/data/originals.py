@@ -189,7 +189,7 @@ def load(name: str, data_dir: Path) -> Dataset | None:
     return None
 
 
-def prepare(name: str, data_dir: Path, files: Path | None = None) -> Path:
+def prepare(name: str, data_dir: Path, *, files: Path | None = None) -> Path:
     """Reads the original files of `name`, from the folder `files` or downloaded, and keeps their arrays.
 
     Downloads must have the published checksum. Files of one's own must only be whole and of the right layout, since

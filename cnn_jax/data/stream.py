@@ -56,6 +56,23 @@ class Files:
 
 
 @dataclass(frozen=True)
+class _Head:
+    """The first rows of a `Source`."""
+
+    source: Source
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> tuple[bytes, int]:
+        return self.source[row]
+
+    def where(self, row: int) -> str:
+        return self.source.where(row)
+
+
+@dataclass(frozen=True)
 class _Reader:
     """Reads and decodes images, in whichever process."""
 
@@ -134,6 +151,20 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self._reader.source)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the decoded images."""
+        return self._reader.image_shape
+
+    def head(self, count: int) -> "Stream":
+        """The stream of the first `count` images."""
+        reader = self._reader
+        labels = None if self.labels is None else self.labels[:count]
+        return Stream(
+            _Head(reader.source, min(count, len(self))), reader.image_shape, reader.num_classes,
+            labels=labels, resize=reader.resize, workers=self.workers,
+        )  # fmt: skip
 
     def batches(self, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Reads S batches.

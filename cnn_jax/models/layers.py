@@ -27,7 +27,7 @@ def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     return x
 
 
-def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
+def max_pool(x: jax.Array, *, window: int = 2) -> jax.Array:
     """Max pooling over windows that do not overlap; rows and columns left over at the end are dropped.
 
     Where a window holds its maximum more than once, the first in reading order takes the gradient, as in PyTorch.

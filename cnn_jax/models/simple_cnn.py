@@ -38,6 +38,6 @@ class SimpleCNN(nn.Module):
         x = max_pool(x)
         x = x.reshape(x.shape[0], -1)
         x = tap(self, "fc1", nn.relu(nn.Dense(128, dtype=self.dtype, name="fc1")(x)))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x)
         return tap(self, "logits", x.astype(jnp.float32))

@@ -97,19 +97,21 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence], *, 
 
     file = sys.stdout if file is None else file
     console = _console(file)
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     columns = [format_column(cells) for cells in zip(*rows, strict=True)] if rows else [([], False)] * len(header)
     for name, (_, numeric) in zip(header, columns, strict=True):
         table.add_column(Text(str(name)), justify="right" if numeric else "left", overflow="fold")
     for row in zip(*(texts for texts, _ in columns), strict=True):
         table.add_row(*map(Text, row))
     if console.is_terminal:
+        console.print(Text(title, style="bold"))
         console.print(table)
         return
     console.width = 10_000
     with console.capture() as capture:
         console.print(table)
-    _print("\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip()), file)
+    lines = [title, *(line.rstrip() for line in capture.get().splitlines() if line.strip())]
+    _print("\n".join(lines), file)
 
 
 def _console(file):

@@ -1,7 +1,7 @@
 """How is it learned? State, step, optimisers, devices, checkpoints, and the loop that joins them."""
 
 from cnn_jax.training.checkpoint import Checkpoints, Restored
-from cnn_jax.training.loop import Fit, Interrupted, NonFinite, evaluate, fit, make_evaluator
+from cnn_jax.training.loop import Fit, Interrupted, NonFinite, check, evaluate, fit, make_evaluator
 from cnn_jax.training.optim import make_optimiser, make_schedule
 from cnn_jax.training.order import Order
 from cnn_jax.training.parallel import Parallel, parallel
@@ -17,6 +17,7 @@ __all__ = [
     "Parallel",
     "Restored",
     "TrainState",
+    "check",
     "create_state",
     "evaluate",
     "fit",

@@ -1,5 +1,6 @@
 """The one training loop: resident or streamed data, one device or many, interrupted or not."""
 
+import math
 import signal
 import threading
 import time
@@ -105,8 +106,8 @@ def fit(
     size, image_shape = _size(train), _image_shape(train)
     if (epochs is None) == (steps is None):
         raise InputError("fit: give either epochs or steps")
+    check(over, batch_size=batch_size, epochs=epochs, seed=seed, accumulate=accumulate, ema_decay=ema_decay)
     steps = max(1, round(epochs * size / batch_size)) if steps is None else steps
-    over.check(batch_size, accumulate=accumulate)
     log = log or (lambda kind, step, values: None)
     resident = isinstance(train, dict)
     if steps_per_dispatch is None:
@@ -115,7 +116,7 @@ def fit(
     epoch_ends = {round(epoch * size / batch_size) for epoch in range(1, -(-steps * batch_size // size) + 1)} | {steps}
 
     init_key, step_key = jax.random.split(jax.random.key(seed))
-    state = create_state(model, tx, init_key, image_shape, ema=ema_decay is not None, variables=variables)
+    state = create_state(init_key, model, tx, image_shape, ema=ema_decay is not None, variables=variables)
     start, clock = 0, _Clock()
     if checkpoints and (restored := checkpoints.restore(state)):
         state, start = restored.state, restored.step
@@ -174,6 +175,25 @@ def fit(
     if evaluator and not evidence:  # a finished run, resumed
         summary, evidence = evaluator(over.one(state).variables)
     return Fit(jax.device_put(jax.device_get(over.one(state))), summary, evidence, clock.seconds, window.median_rate())
+
+
+def check(
+    over: Parallel,
+    *,
+    batch_size: int,
+    epochs: float | None = None,
+    seed: int = 0,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+) -> None:
+    """Raises `InputError` for numbers that `fit` cannot train with. A script calls it before it writes anything."""
+    over.check(batch_size, accumulate=accumulate)
+    if epochs is not None and not 0 < epochs < math.inf:
+        raise InputError(f"epochs {epochs}: it must be above 0")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}: it must be from 0 to 4294967295")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise InputError(f"decay of the moving average {ema_decay}: it must be at least 0 and less than 1")
 
 
 def evaluate(

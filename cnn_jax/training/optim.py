@@ -1,5 +1,7 @@
 """Optimisers and learning-rate schedules by name, from optax."""
 
+import math
+
 import jax
 import optax
 
@@ -16,7 +18,7 @@ def make_schedule(name: str, learning_rate: float, *, total_steps: int, warmup_s
     from a 25th for the first 30 % of the steps and down to almost zero. The first two rise linearly from zero over
     `warmup_steps`; one-cycle has a warm-up of its own.
     """
-    if learning_rate <= 0:
+    if not 0 < learning_rate < math.inf:
         raise InputError(f"learning rate {learning_rate}: it must be above 0")
     if not 0 <= warmup_steps < max(total_steps, 1):
         raise InputError(f"warmup of {warmup_steps} steps in a run of {total_steps}: it must be shorter than the run")
@@ -55,9 +57,9 @@ def make_optimiser(
     """
     if name not in OPTIMISERS:
         raise unknown("optimiser", name, OPTIMISERS)
-    if weight_decay < 0:
+    if not 0 <= weight_decay < math.inf:
         raise InputError(f"weight decay {weight_decay}: it must be 0 or above")
-    if clip_norm is not None and clip_norm <= 0:
+    if clip_norm is not None and not clip_norm > 0:
         raise InputError(f"clip norm {clip_norm}: it must be above 0")
     chain = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     chain += [optax.scale_by_adam() if name == "adam" else optax.trace(momentum, nesterov=True)]

@@ -40,7 +40,7 @@ class Parallel:
         )
         return stack(jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec())))
 
-    def split(self, tree: PyTree, axis: int = 0) -> PyTree:
+    def split(self, tree: PyTree, *, axis: int = 0) -> PyTree:
         """Host arrays whose `axis` runs over the examples of a batch, split over the devices."""
         spec = PartitionSpec(*[None] * axis, "data")
         if self.mode == "jit":
@@ -86,11 +86,11 @@ class Parallel:
         if batch_size < 1 or batch_size % (self.devices * accumulate):
             parts = f" times the {accumulate} parts of accumulation" if accumulate > 1 else ""
             raise InputError(
-                f"batch size {batch_size}: it must be a multiple of the number of devices, {self.devices}{parts}"
+                f"batch size {batch_size}: it must be a positive multiple of the number of devices, {self.devices}{parts}"
             )
 
 
-def parallel(mode: str = "jit", devices: list | None = None) -> Parallel:
+def parallel(mode: str = "jit", *, devices: list | None = None) -> Parallel:
     """Data parallelism over `devices` (all that JAX sees by default), by `jit` over a mesh or by `pmap`."""
     if mode not in MODES:
         raise unknown("way of parallelism", mode, MODES)

@@ -32,9 +32,9 @@ class TrainState(struct.PyTreeNode):
 
 
 def create_state(
+    key: jax.Array,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    key: jax.Array,
     image_shape: tuple[int, int, int],
     *,
     ema: bool = False,
@@ -43,7 +43,7 @@ def create_state(
     """The state before the first step.
 
     Args:
-        model: its parameters are drawn from `key`.
+        key: from which the model's parameters are drawn.
         image_shape: (H, W, C) of what the model is to see.
         ema: keep a moving average.
         variables: start from these `{"params", "batch_stats"}` instead of drawing them.

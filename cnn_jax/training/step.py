@@ -118,7 +118,7 @@ def make_train_step(
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             latest = {"params": params, "batch_stats": batch_stats}
             ema = jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), ema, latest)
-        stats = {"sums": sums, "grad_norm": {layer: optax.global_norm(grad) for layer, grad in grads.items()}}
+        stats = {"sums": sums, "grad_norm": {layer: optax.tree.norm(grad) for layer, grad in grads.items()}}
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), stats
 
     return step

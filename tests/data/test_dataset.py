@@ -127,7 +127,7 @@ def test_mnist_10k_is_made_from_fractions(tmp_path):
         levels = np.random.default_rng(digit).integers(0, 256, (3, 784))
         numbers = ",".join(f"{x:.3f}" for x in (levels / 255).ravel())
         (tmp_path / f"{digit}.json").write_text(f'{{"data": [{numbers}]}}')
-    mnist_10k.make(tmp_path, tmp_path / "made.npz")
+    mnist_10k.make(tmp_path, file=tmp_path / "made.npz")
     with np.load(tmp_path / "made.npz") as file:
         assert sorted(file["train_label"].tolist()) == sorted([*range(10)] * 2)
         made = {x.tobytes() for x in np.concatenate([file["train_image"], file["test_image"]])}

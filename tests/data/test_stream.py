@@ -51,6 +51,16 @@ def test_equal_for_any_number_of_workers(files, workers):
             assert batch["label"][place] == (row % 3 if row >= 0 else 0)
 
 
+def test_head(files):
+    labels = np.arange(10, dtype=np.int32) % 3
+    head = Stream(files, (32, 40, 3), 3, labels=labels, resize=False, workers=0).head(4)
+    assert (len(head), head.image_shape, head.labels.tolist()) == (4, (32, 40, 3), [0, 1, 2, 0])
+    (batch,) = head.batches(np.array([[3]]))
+    np.testing.assert_array_equal(batch["image"][0], np.asarray(Image.open(files.paths[3]).convert("RGB")))
+    with pytest.raises(InputError, match="rows go from 4 to 4, expected -1"):
+        head.batches(np.array([[4]]))
+
+
 def test_short_side_resized_and_centre_cut(files):
     (batch,) = Stream(files, (16, 16, 3), 3, workers=0).batches(np.array([[0]]))
     whole = np.asarray(Image.open(files.paths[0])).astype(float)

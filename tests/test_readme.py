@@ -1,0 +1,25 @@
+"""The Python code of README runs, block after block, and does what README says."""
+
+import re
+from pathlib import Path
+
+import jax
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    names, printed = {}, []
+    names["print"] = printed.append
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    accuracy, stripes, shapes = printed
+    assert accuracy > 0.85
+    assert stripes == 1
+    assert shapes["conv1"] == (4, 28, 28, 32)
+    assert shapes["conv2"] == (4, 14, 14, 64)
+    # "At most five lines": of each change to what `fit` is given, the call itself not counted.
+    changes = [[line for line in block.splitlines() if line and "import" not in line] for block in blocks[1:]]
+    assert max(map(len, changes)) <= 6
+    assert all(jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(names["fit"].state.params))

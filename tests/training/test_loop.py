@@ -1,0 +1,164 @@
+"""The loop: streams as resident data, many steps a dispatch as one, interrupted as not."""
+
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cnn_jax import models, tasks, training
+from cnn_jax.data.stream import Files, Stream
+from cnn_jax.errors import InputError
+from cnn_jax.training import Checkpoints, Interrupted, NonFinite
+
+CLASSES, SIZE, BATCH = 3, 40, 8
+RNG = np.random.default_rng(0)
+LABEL = np.arange(SIZE, dtype=np.int32) % CLASSES
+IMAGE = (RNG.integers(0, 100, (SIZE, 8, 8, 1)) + 60 * LABEL[:, None, None, None]).astype(np.uint8)
+DATA = {"image": IMAGE, "label": LABEL}
+ONE = training.parallel(devices=jax.devices()[:1])
+MODEL, TASK = models.create("simple_cnn", num_classes=CLASSES), tasks.classify(CLASSES)
+
+
+def noise(key, batch):
+    images = batch["image"].astype(jnp.float32) / 255
+    return {**batch, "image": images + 0.1 * jax.random.normal(key, images.shape)}
+
+
+def fit(data=DATA, **options):
+    """Fifteen steps, three epochs, with all that has a state of its own."""
+    options = {
+        "steps": 15,
+        "batch_size": BATCH,
+        "test": DATA,
+        "augment": noise,
+        "ema_decay": 0.9,
+        "over": ONE,
+    } | options
+    return training.fit(MODEL, TASK, data, **{"tx": optax.adam(1e-2)} | options)
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    lines = []
+    return fit(log=lambda *line: lines.append(line), log_every=4), lines
+
+
+def test_learns_and_reports(whole):
+    fit, lines = whole
+    assert fit.state.step == 15
+    assert fit.summary["accuracy"] > 0.8
+    assert fit.seconds > 0
+    assert fit.images_per_second > 0
+    assert [(kind, step) for kind, step, _ in lines if kind == "test"] == [("test", 5), ("test", 10), ("test", 15)]
+    train = [(step, values) for kind, step, values in lines if kind == "train"]
+    assert train[-1][0] == 15
+    assert train[-1][1]["epoch"] == 3
+    assert set(train[0][1]["grad_norm"]) == {"conv1", "conv2", "fc1", "logits"}
+    assert train[-1][1]["loss"] < train[0][1]["loss"]
+
+
+def test_same_seed_same_numbers(whole):
+    assert_same(whole[0], fit())
+    other = fit(seed=1).state.params["logits"]["kernel"]
+    assert (np.asarray(other) != np.asarray(whole[0].state.params["logits"]["kernel"])).any()
+
+
+def test_many_steps_a_dispatch(whole):
+    """As on accelerators; XLA may order sums otherwise inside a loop."""
+    lines = []
+    scanned = fit(steps_per_dispatch=4, log=lambda *line: lines.append(line), log_every=4)
+    for a, b in zip(jax.tree.leaves(scanned.state), jax.tree.leaves(whole[0].state), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    assert [(kind, step) for kind, step, _ in lines if kind == "test"] == [("test", 5), ("test", 10), ("test", 15)]
+
+
+def test_a_stream_is_the_same_data(tmp_path, whole):
+    from PIL import Image
+
+    paths = [str(tmp_path / f"{i}.png") for i in range(SIZE)]
+    for path, image in zip(paths, IMAGE, strict=True):
+        Image.fromarray(image[..., 0]).save(path)
+    stream = Stream(Files(tuple(paths), LABEL), (8, 8, 1), CLASSES, labels=LABEL, workers=0)
+    streamed = fit(stream, test=stream)
+    # Rounding differs: there the images are gathered and converted inside the compiled step, here outside.
+    for a, b in zip(jax.tree.leaves(streamed.state), jax.tree.leaves(whole[0].state), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    assert streamed.summary["count"] == SIZE
+    np.testing.assert_allclose(streamed.summary["loss"], whole[0].summary["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_rest_ends_the_same(tmp_path, whole, number):
+    def send(kind, step, values):
+        if kind == "test" and step == 5:
+            os.kill(os.getpid(), number)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(Interrupted, match=rf"stopped by {number.name} after step \d+: saved") as stopped:
+        fit(checkpoints=checkpoints, log=send)
+    assert stopped.value.exit_code == 128 + number
+    assert 5 <= stopped.value.step <= 7
+    assert checkpoints.steps()[-1] == stopped.value.step
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    lines = []
+    rest = fit(checkpoints=checkpoints, log=lambda *line: lines.append(line))
+    assert lines[0] == ("restored", stopped.value.step, {"damaged": []})
+    assert_same(whole[0], rest)
+    finished = fit(checkpoints=checkpoints)
+    assert_same(whole[0], finished)
+    assert finished.summary["loss"] == whole[0].summary["loss"]
+    checkpoints.close()
+
+
+def test_a_crash_goes_on_from_the_last_epoch(tmp_path, whole):
+    def crash(kind, step, values):
+        if kind == "test" and step == 10:
+            raise RuntimeError("power cut")
+
+    for log in (crash, None):
+        checkpoints = Checkpoints(tmp_path)
+        try:
+            rest = fit(checkpoints=checkpoints, log=log)
+        except RuntimeError:
+            checkpoints.wait()
+            assert checkpoints.steps() == [5]
+        checkpoints.close()
+    assert_same(whole[0], rest)
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    """The rate is NaN in the seventh update, so the eighth loss is: after the checkpoint of step 5."""
+    tx = optax.sgd(lambda step: jnp.where(step == 6, jnp.nan, 0.01))
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(NonFinite, match=r"not finite at step 8 \(seen in steps 6 to \d+\)") as error:
+        fit(tx=tx, checkpoints=checkpoints, ema_decay=None)
+    assert error.value.exit_code == 1
+    checkpoints.wait()
+    assert checkpoints.steps() == [5]
+    checkpoints.close()
+
+
+def test_starts_from_given_variables():
+    start = MODEL.init(jax.random.key(5), jnp.zeros((1, 8, 8, 1)))
+    still = fit(variables=start, tx=optax.sgd(0.0), steps=1, ema_decay=None, test=None)
+    jax.tree.map(np.testing.assert_array_equal, still.state.params, start["params"])
+    assert still.summary == {}
+
+
+def test_a_checkpoint_of_another_model(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    fit(checkpoints=checkpoints, steps=1, test=None)
+    with pytest.raises(InputError, match="is of another model, optimiser or dtype"):
+        training.fit(MODEL.clone(num_classes=5), tasks.classify(5), DATA, steps=2, batch_size=BATCH, over=ONE,
+                     checkpoints=checkpoints)  # fmt: skip
+    checkpoints.close()

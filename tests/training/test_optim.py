@@ -1,0 +1,78 @@
+"""Schedules at points known by hand; optimisers against formulas."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cnn_jax.errors import InputError
+from cnn_jax.training import make_optimiser, make_schedule
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "points"),
+    [
+        ("constant", {}, {0: 0.2, 99: 0.2}),
+        ("constant", {"warmup_steps": 10}, {0: 0, 5: 0.1, 10: 0.2, 99: 0.2}),
+        ("cosine", {}, {0: 0.2, 50: 0.1, 25: 0.1 * (1 + np.sqrt(0.5)), 100: 0}),
+        ("cosine", {"warmup_steps": 20}, {0: 0, 10: 0.1, 20: 0.2, 60: 0.1, 100: 0}),
+        ("one-cycle", {}, {0: 0.2 / 25, 30: 0.2, 100: 0.2 / 25e4}),
+    ],
+)
+def test_schedules(name, options, points):
+    schedule = make_schedule(name, 0.2, total_steps=100, **options)
+    for step, rate in points.items():
+        np.testing.assert_allclose(schedule(step), rate, atol=1e-6)
+
+
+PARAMS = {"conv1": {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}, "norm": {"scale": jnp.full(2, 3.0)}}
+
+
+def updates(tx, *gradients):
+    state = tx.init(PARAMS)
+    for gradient in gradients:
+        grads = {"conv1": {"kernel": jnp.full((2, 2), gradient), "bias": jnp.full(2, gradient)}}
+        update, state = tx.update({**grads, "norm": {"scale": jnp.full(2, gradient)}}, state, PARAMS)
+    return float(update["conv1"]["kernel"][0, 0]), float(update["conv1"]["bias"][0]), float(update["norm"]["scale"][0])
+
+
+def test_weight_decay_is_decoupled_and_spares_biases_and_norms():
+    """Adam's first update is the rate times the gradient's sign; decay adds rate × decay × parameter to kernels."""
+    kernel, bias, scale = updates(make_optimiser("adam", 0.1, weight_decay=0.5), 0.01)
+    np.testing.assert_allclose([kernel, bias, scale], [-0.1 - 0.1 * 0.5 * 3, -0.1, -0.1], rtol=1e-5)
+
+
+def test_sgd_with_nesterov_momentum():
+    """v = m v + g; update = -rate (g + m v): 1, then v = 1.5 + 2 = … by hand."""
+    kernel, *_ = updates(make_optimiser("sgd", 0.1, momentum=0.5), 1.0, 2.0)
+    np.testing.assert_allclose(kernel, -0.1 * (2 + 0.5 * (0.5 * 1 + 2)), rtol=1e-6)
+
+
+def test_clipping_scales_the_whole_gradient():
+    """Eight gradients of 2 have the norm 2 √8."""
+    clipped = updates(make_optimiser("sgd", 1.0, momentum=0.0, clip_norm=1.0), 2.0)
+    np.testing.assert_allclose(clipped, [-1 / np.sqrt(8)] * 3, rtol=1e-5)
+    untouched = updates(make_optimiser("sgd", 1.0, momentum=0.0, clip_norm=100.0), 2.0)
+    np.testing.assert_allclose(untouched, [-2.0] * 3, rtol=1e-6)
+
+
+def test_adam_is_the_papers():
+    ours = updates(make_optimiser("adam", 0.001), 0.3, -0.7, 0.2)
+    np.testing.assert_allclose(ours[0], updates(optax.adam(0.001), 0.3, -0.7, 0.2)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: make_schedule("cosin", 0.1, total_steps=9), "cosine"),
+        (lambda: make_schedule("constant", 0, total_steps=9), "learning rate 0: it must be above 0"),
+        (lambda: make_schedule("constant", 1, total_steps=9, warmup_steps=9), "shorter than the run"),
+        (lambda: make_schedule("one-cycle", 1, total_steps=9, warmup_steps=1), "warm-up of its own"),
+        (lambda: make_optimiser("adan", 0.1), "adam"),
+        (lambda: make_optimiser("adam", 0.1, weight_decay=-1), "weight decay -1: it must be 0 or above"),
+        (lambda: make_optimiser("adam", 0.1, clip_norm=0), "clip norm 0: it must be above 0"),
+    ],
+)
+def test_bad_arguments(call, sentence):
+    with pytest.raises(InputError, match=sentence):
+        call()
