@@ -33,7 +33,7 @@ def configure(*, platform: str | None = None) -> None:
         try:
             found = jax.default_backend()
         except RuntimeError as error:
-            reason = str(error).splitlines()[0].split(" (set ")[0].rstrip(".")  # it goes on with advice on JAX_PLATFORMS
+            reason = str(error).splitlines()[0].split(" (set ")[0].rstrip(".")  # without advice on variables
             raise InputError(
                 f"no {platform} can be used: {reason}. Leave the platform out to take the best there is"
             ) from error

@@ -86,7 +86,7 @@ class Parallel:
         if batch_size < 1 or batch_size % (self.devices * accumulate):
             parts = f" times the {accumulate} parts of accumulation" if accumulate > 1 else ""
             raise InputError(
-                f"batch size {batch_size}: it must be a positive multiple of the number of devices, {self.devices}{parts}"
+                f"batch size {batch_size}: it must be a multiple of the number of devices, {self.devices}{parts}"
             )
 
 
