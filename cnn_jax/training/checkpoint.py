@@ -35,9 +35,10 @@ class Checkpoints:
         folder: made when the first checkpoint is saved.
         keep: how many of the last to keep.
         best: name of the metric by which one more is kept, the highest; None keeps none.
+        read_only: neither make the folder nor change anything in it.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 3, best: str | None = None):
+    def __init__(self, folder: str | Path, *, keep: int = 3, best: str | None = None, read_only: bool = False):
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -49,7 +50,10 @@ class Checkpoints:
                 BestN(get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False)
             )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+            preservation_policy=AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("arrays", "extra"))
 
@@ -84,20 +88,44 @@ class Checkpoints:
         Raises:
             InputError: every checkpoint is damaged, or the newest whole one is of another model, optimiser or dtype.
         """
+        newest = self._newest()
+        if newest is None:
+            return None
+        arrays, note, step, damaged = newest
         expected = {name: (list(x.shape), str(x.dtype)) for name, x in _flat(template).items()}
+        found = {name: (list(x.shape), str(x.dtype)) for name, x in arrays.items()}
+        _check_fits(expected, found, self.folder / str(step))
+        state = jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in expected])
+        return Restored(state, step, note["extra"], damaged)
+
+    def restore_variables(self) -> Restored | None:
+        """As `restore`, but only the state's `variables`, as nested dicts: the moving average where there is one.
+
+        Neither the model nor the optimiser need be known.
+        """
+        newest = self._newest()
+        if newest is None:
+            return None
+        arrays, note, step, damaged = newest
+        prefix = "ema/" if any(name.startswith("ema/") for name in arrays) else ""
+        variables = {"params": {}, "batch_stats": {}}
+        for name, array in arrays.items():
+            *path, leaf = name.removeprefix(prefix).split("/")
+            if name.startswith(prefix) and path and path[0] in variables:
+                into = variables
+                for part in path:
+                    into = into.setdefault(part, {})
+                into[leaf] = array
+        return Restored(variables, step, note["extra"], damaged)
+
+    def _newest(self) -> tuple[dict, dict, int, list[str]] | None:
+        """Arrays, note and step of the newest checkpoint that is whole, and what is wrong with newer ones."""
         damaged = []
         for step in reversed(self.steps()):
             try:
-                arrays, note = self._read(step)
+                return *self._read(step), step, damaged
             except _Damaged as error:
                 damaged.append(f"checkpoint {step} in {self.folder} is damaged ({error})")
-                continue
-            _check_fits(
-                expected, {name: (list(x.shape), str(x.dtype)) for name, x in arrays.items()}, self.folder / str(step)
-            )
-            leaves = [arrays[name] for name in _flat(template)]
-            state = jax.tree.unflatten(jax.tree.structure(template), leaves)
-            return Restored(state, step, note["extra"], damaged)
         if damaged:
             raise InputError(f"no checkpoint is whole: {'; '.join(damaged)}. Start again in another folder")
         return None
@@ -128,6 +156,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Waits for what is being saved, and lets go of the folder."""
         self._manager.close()
 
 
