@@ -26,7 +26,7 @@ def probe(path: Path) -> tuple[int, int, bool]:
         with Image.open(path) as image:
             return image.height, image.width, image.mode not in _GREY_MODES
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _corrupt(path, error) from None
+        raise corrupt(path, error) from None
 
 
 def decode(data: bytes, shape: tuple[int, int, int], *, resize: bool, where: object) -> np.ndarray:
@@ -90,7 +90,7 @@ def _pixels(data: bytes, channels: int, where: object) -> np.ndarray:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _corrupt(where, error) from None
+        raise corrupt(where, error) from None
 
 
 def _cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -116,7 +116,8 @@ def _simplejpeg():
     return simplejpeg
 
 
-def _corrupt(where: object, error: Exception) -> InputError:
+def corrupt(where: object, error: Exception) -> InputError:
+    """The error for an image that could not be read, in Pillow's or the system's words."""
     reason = str(error) if not isinstance(error, OSError) or error.strerror is None else error.strerror
     if "cannot identify" in reason:
         reason = "it is not an image that Pillow knows"

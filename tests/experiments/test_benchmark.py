@@ -1,0 +1,42 @@
+"""The benchmark measures what it says, in little."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import benchmark
+
+
+def test_ratios_are_the_peers_time_over_ours():
+    found = benchmark.compared({"ours": [1.0, 2.0, 30.0], "torch_eager": [3.0, 3.0, 90.0], "torch_compile": [1, 1, 1]})
+    assert found == {
+        "ours_ms": 2, "torch_eager_ms": 3, "torch_compile_ms": 1, "ratio_eager": 1.5, "ratio_compile": 0.5
+    }  # fmt: skip
+
+
+def last_line(capsys, **options):
+    benchmark.main(benchmark.Config(tiny=True, batch_size=16, **options))
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_alone(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    found = last_line(capsys)
+    step = found["simple_cnn_step"]
+    assert set(found) == {"simple_cnn_step", "program", "first_step", "machine"}
+    assert 0 < step["ours_ms"] < 1e4
+    np.testing.assert_allclose(step["images_per_second"], 16_000 / step["ours_ms"])
+    flops = 3 * 8_482_304 * 16
+    np.testing.assert_allclose(step["share_of_peak"], flops / (step["ours_ms"] * 1e6 * step["gflops_peak"]))
+    assert not any(name.startswith(("torch", "ratio")) for name in step)
+
+
+@pytest.mark.peers
+def test_beside_torch(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    found = last_line(capsys, peer="torch")
+    step = found["simple_cnn_step"]
+    for name in ("eager", "eager_bf16", "compile"):
+        np.testing.assert_allclose(step[f"ratio_{name}"], step[f"torch_{name}_ms"] / step["ours_ms"])
+    assert found["program"]["torch_eager_ms"] > 0
