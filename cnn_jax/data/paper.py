@@ -105,7 +105,7 @@ def _ground(pixels: np.ndarray) -> np.ndarray:
 
 
 def _laid_out(ink: np.ndarray, height: int, width: int) -> np.ndarray:
-    rows, columns = (np.flatnonzero((ink > 0.4).any(axis=axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero((ink > 0.2).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = min(20 / 28 * height / ink.shape[0], 20 / 28 * width / ink.shape[1])
     h, w = (max(1, round(side * scale)) for side in ink.shape)

@@ -46,12 +46,13 @@ def test_photographs_come_back(tmp_path, colours):
         photograph(digit, tmp_path / "photo.jpg", seed=i, **colours)
         pixels, done = paper.read(tmp_path / "photo.jpg", SHAPE, centred=True)
         assert (pixels.shape, pixels.dtype) == (SHAPE, np.uint8)
-        correlations.append(np.corrcoef(pixels.ravel(), digit.ravel())[0, 1])
+        # The original's place is known to a pixel only: MNIST's digits were centred at a higher resolution.
+        shifted = (np.roll(pixels, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1))
+        correlations.append(max(np.corrcoef(x.ravel(), digit.ravel())[0, 1] for x in shifted))
         dark_on_light = sum(colours.get("paper_colour", (255,) * 3)) > sum(colours.get("ink", (0,) * 3))
         assert any("inverted" in phrase for phrase in done) == dark_on_light
-    # The original's place is known to a pixel or so only.
-    assert np.median(correlations) > 0.9
-    assert min(correlations) > 0.6
+    assert np.median(correlations) > 0.95
+    assert min(correlations) > 0.85
 
 
 def test_inverting_twice_is_nothing(tmp_path):
