@@ -45,11 +45,20 @@ def _parse(config_class: type, description: str):
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        # A box: its frame and its hints after the first rule are left out.
-        lines = [line.strip(" │") for line in written.getvalue().splitlines() if line.startswith("│")]
-        rules = [i for i, line in enumerate(lines) if line.startswith("─")]
-        sentence = " ".join(lines[: rules[0]] if rules else lines) or written.getvalue()
-        raise InputError(f"{sentence.rstrip('.')} (--help lists the flags)") from None
+        raise InputError(f"{_unboxed(written.getvalue()).rstrip('.')} (--help lists the flags)") from None
+
+
+def _unboxed(text: str) -> str:
+    """What tyro's box says, on one line: without its frame, its title and the hints after the next rule."""
+    frame = "─-╭╮╰╯│ "
+    parts = [""]
+    for line in text.splitlines():
+        if line.strip(frame):
+            parts[-1] += f" {line.strip(frame[4:])}" if not line.startswith("╭") else ""
+        elif line.strip():
+            parts.append("")
+    said = [" ".join(part.split()) for part in parts if part.strip()]
+    return said[0] if text.startswith("╭") else said[min(1, len(said) - 1)]
 
 
 def _check(config_class: type, arguments: Sequence[str]) -> None:
@@ -119,6 +128,10 @@ def _leave(sentence: str, code: int) -> None:
     raise SystemExit(code)
 
 
-def _disk_is_full(error: BaseException) -> bool:
-    # Orbax and TensorStore raise an error of their own with the system's words in it.
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+def _disk_is_full(error: BaseException | None) -> bool:
+    # Orbax and TensorStore raise errors of their own, from the system's or with its words in them.
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

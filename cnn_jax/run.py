@@ -16,7 +16,7 @@ from cnn_jax.reporting.trackers import plain
 
 
 class Run:
-    """A run's folder, held by this process until it ends.
+    """A run's folder, held by this process as long as the `Run` lives.
 
         run = Run("runs/mnist", {"dataset": "mnist_10k", "epochs": 12}, resume=True)
         run.path / "summary.json"
@@ -36,7 +36,7 @@ class Run:
         try:
             self.resumed = self._check(settings, resume)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until the process ends
+            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until `close`
         except OSError as error:
             raise InputError(
                 f"run folder {self.path} cannot be used: {error.strerror}. Choose another --out"
@@ -75,7 +75,7 @@ class Run:
             before = dict(json.loads(self.config_path.read_text())["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.config_path} is damaged: choose another --out") from error
-        changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        changed = [name for name in {**settings, **before} if before.get(name) != settings.get(name)]
         if changed:
             name = changed[0]
             others = f" (and {', '.join(changed[1:])})" if changed[1:] else ""
@@ -88,7 +88,11 @@ class Run:
 
     def close(self) -> None:
         """Lets go of the folder."""
-        self._lock.close()
+        if hasattr(self, "_lock"):
+            self._lock.close()
+
+    def __del__(self):
+        self.close()
 
 
 def default_path(path: Path, *, resume: bool) -> Path:

@@ -94,9 +94,8 @@ def test_folders_are_those_of_the_design():
 
 def test_heavy_packages_are_imported_where_they_are_used():
     """Neither `import cnn_jax` nor its parts load what only some runs need."""
-    heavy = (
-        "tensorflow_datasets tensorflow grain orbax matplotlib tensorboardX PIL cv2 simplejpeg torch sklearn".split()
-    )
+    heavy = ["tensorflow_datasets", "tensorflow", "grain", "orbax", "matplotlib", "tensorboardX", "PIL", "cv2"]
+    heavy += ["simplejpeg", "torch", "sklearn"]
     code = (
         "import sys, cnn_jax\n"
         "from cnn_jax import analysis, data, models, reporting, tasks, training, cli, run, runtime\n"

@@ -1,0 +1,166 @@
+import errno
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from cnn_jax import cli
+from cnn_jax.errors import InputError, unknown
+from cnn_jax.training import Interrupted, NonFinite
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a script takes."""
+
+    dataset: str = "mnist_10k"
+    epochs: float = 12
+    batch_size: int = 128
+    schedule: Literal["constant", "cosine"] = "constant"
+    platform: Literal["cpu", "gpu"] | None = None
+    clip_norm: float | None = None
+    augment: tuple[Literal["shift", "flip"], ...] = ()
+    sizes: tuple[int, int] = (1, 2)
+    out: Path | None = None
+    tiny: bool = False
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        "╭─ Value error ───╮\n│ Two words       │\n│ and more.       │\n│ ─────────────── │\n│ hint            │\n╰────────╯\n",
+        " Value error       \n ----------------- \n  Two words        \n  and more.        \n  ----------------\n  hint  \n    \n",
+    ],
+)  # fmt: skip
+def test_boxes_become_a_line(box):
+    """tyro draws them by the encoding of the terminal."""
+    assert cli._unboxed(box) == "Two words and more."
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a script with flags: (exit code, stdout, stderr)."""
+
+    def start(*flags: str, run=print):
+        monkeypatch.setattr(sys, "argv", ["script", *flags])
+        try:
+            cli.main(run, Config, "What is asked?")
+        except SystemExit as end:
+            return (end.code, *capsys.readouterr())
+        return (0, *capsys.readouterr())
+
+    return start
+
+
+def test_flags_become_a_config(command):
+    seen = []
+    flags = "--epochs 0.5 --batch_size=8 --schedule cosine --platform None --augment shift flip --sizes 3 4 --out a/b"
+    assert command(*flags.split(), "--tiny", run=seen.append) == (0, "", "")
+    expected = Config("mnist_10k", 0.5, 8, "cosine", None, None, ("shift", "flip"), (3, 4), Path("a/b"), True)
+    assert seen == [expected]
+    command("--clip-norm", "-1", "--no-tiny", "--platform", "cpu", "--dataset=-", run=seen.append)
+    assert seen[1:] == [Config("-", platform="cpu", clip_norm=-1.0)]
+
+
+def test_help(command):
+    code, out, err = command("--help")
+    assert (code, err) == (0, "")
+    assert "What is asked?" in out
+    assert "--batch-size" in out
+    assert "{constant,cosine}" in out
+
+
+FLAGS = "--augment, --batch-size, --clip-norm, --dataset, --epochs, --out, --platform, --schedule, --sizes, --tiny"  # sorted
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--batch-sise 8", f"unknown flag '--batch-sise': did you mean '--batch-size'? Choices: {FLAGS}"),
+        ("--Tiny", f"unknown flag '--Tiny': did you mean '--tiny'? Choices: {FLAGS}"),
+        ("--qqq=3", f"unknown flag '--qqq': Choices: {FLAGS}"),
+        ("--schedule cosin", "unknown --schedule 'cosin': did you mean 'cosine'? Choices: constant, cosine"),
+        ("--platform=cpuu", "unknown --platform 'cpuu': did you mean 'cpu'? Choices: cpu, gpu"),
+        ("--augment flip shft", "unknown --augment 'shft': did you mean 'shift'? Choices: flip, shift"),
+        ("--schedule None", "unknown --schedule 'None': did you mean 'cosine'? Choices: constant, cosine"),
+        ("--epochs twelve", "--epochs is 'twelve': it must be a number"),
+        ("--batch-size 2.5", "--batch-size is '2.5': it must be a whole number"),
+        ("--sizes 1 x", "--sizes is 'x': it must be a whole number"),
+        ("--batch-size", "Missing value for argument '--batch-size'. Expected 1 values (--help lists the flags)"),
+        ("digits", "Unrecognized options: digits (--help lists the flags)"),
+        ("--tiny yes", "Unrecognized options: yes (--help lists the flags)"),
+    ],
+)
+def test_a_wrong_flag_or_value_is_one_sentence_with_the_nearest_choice(command, flags, sentence):
+    def never(config):
+        raise AssertionError
+
+    assert command(*flags.split(), run=never) == (2, "", f"error: {sentence}\n")
+
+
+class OfOrbax(Exception):
+    """As Orbax and TensorStore wrap what the system says."""
+
+
+def full_disk():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/a")
+
+
+def full_disk_in_a_library():
+    try:
+        full_disk()
+    except OSError as error:
+        raise OfOrbax("could not write") from error
+
+
+@pytest.mark.parametrize("fail", [full_disk, full_disk_in_a_library])
+def test_a_full_disk(command, fail):
+    code, _, err = command(run=lambda config: fail())
+    assert code == 2
+    assert err.startswith("error: the disk is full (")
+    assert err.endswith("what was saved before is whole. Free some space and add --resume\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "err"),
+    [
+        (unknown("model", "resnet19", ["resnet18"]), 2, "error: unknown model 'resnet19': did you mean 'resnet18'? "),
+        (InputError("labels are out of range"), 2, "error: labels are out of range\n"),
+        (NonFinite("the loss is not finite"), 1, "error: the loss is not finite\n"),
+        (Interrupted(signal.SIGINT, 7, True), 130, "stopped by SIGINT after step 7: saved; go on with --resume\n"),
+        (Interrupted(signal.SIGTERM, 7, False), 143, "stopped by SIGTERM after step 7: nothing saved\n"),
+    ],
+)
+def test_errors_with_an_exit_code_are_one_sentence(command, error, code, err):
+    def run(config):
+        print("half a", end="")
+        raise error
+
+    found = command(run=run)
+    assert found[:2] == (code, "half a")
+    assert found[2].startswith(err)
+    assert found[2].count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.EACCES, "denied"), AssertionError(), KeyError(1)])
+def test_a_mistake_of_ours_keeps_its_traceback(command, error):
+    def run(config):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        command(run=run)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_outside_training(command, number, code):
+    before = signal.getsignal(number)
+    found = command(run=lambda config: signal.raise_signal(number))
+    what = "what was saved before is whole, and --resume goes on from there"
+    assert found == (code, "", f"stopped by {number.name}: {what}\n")
+    assert signal.getsignal(number) is before
