@@ -29,13 +29,20 @@ class Config:
     tiny: bool = False
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        "╭─ Value error ───╮\n│ Two words       │\n│ and more.       │\n│ ─────────────── │\n│ hint            │\n╰────────╯\n",
-        " Value error       \n ----------------- \n  Two words        \n  and more.        \n  ----------------\n  hint  \n    \n",
-    ],
-)  # fmt: skip
+BOX = """\
+╭─ Value error ────────╮
+│ Two words            │
+│ and more.            │
+│ ──────────────────── │
+│ hint                 │
+╰──────────────────────╯
+"""
+BOX_IN_ASCII = (
+    " Value error \n ----------- \n  Two words  \n  and more.  \n  -----------\n  hint       \n             \n"
+)
+
+
+@pytest.mark.parametrize("box", [BOX, BOX_IN_ASCII])
 def test_boxes_become_a_line(box):
     """tyro draws them by the encoding of the terminal."""
     assert cli._unboxed(box) == "Two words and more."
@@ -74,7 +81,7 @@ def test_help(command):
     assert "{constant,cosine}" in out
 
 
-FLAGS = "--augment, --batch-size, --clip-norm, --dataset, --epochs, --out, --platform, --schedule, --sizes, --tiny"  # sorted
+FLAGS = "--augment, --batch-size, --clip-norm, --dataset, --epochs, --out, --platform, --schedule, --sizes, --tiny"
 
 
 @pytest.mark.parametrize(
