@@ -17,6 +17,9 @@ def main(run: Callable, config_class: type, description: str) -> None:
     Exits with 0; with 2 and one sentence for bad input and a full disk; with 130 or 143 when SIGINT or SIGTERM stopped
     it; with 1 when training failed. A mistake of ours keeps its traceback.
     """
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)  # Orbax logs at length what it then raises
     try:
         with _stoppable():
             run(_parse(config_class, description))
@@ -26,8 +29,7 @@ def main(run: Callable, config_class: type, description: str) -> None:
     except Exception as error:
         code = 2 if isinstance(error, InputError) else getattr(error, "exit_code", None)
         if code is None and _disk_is_full(error):
-            message = f"the disk is full ({error}): what was saved before is whole. Free some space and add --resume"
-            _leave(f"error: {message}", 2)
+            _leave("error: the disk is full: what was saved before is whole. Free some space and add --resume", 2)
         if code is None:
             raise
         _leave(f"error: {error}" if code in (1, 2) else str(error), code)
