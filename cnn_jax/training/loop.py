@@ -36,7 +36,7 @@ class Fit(NamedTuple):
     seconds: float
     """Wall time of training, over all restarts: compilation included, evaluation and checkpoints not."""
     images_per_second: float
-    """Median over the windows of this process's log; nan where nothing was trained."""
+    """Median over the windows of the log, since the last restart; of a finished run, as it finished."""
 
 
 class Interrupted(Exception):
@@ -117,10 +117,10 @@ def fit(
 
     init_key, step_key = jax.random.split(jax.random.key(seed))
     state = create_state(init_key, model, tx, image_shape, ema=ema_decay is not None, variables=variables)
-    start, clock = 0, _Clock()
+    start, clock, rate = 0, _Clock(), float("nan")
     if checkpoints and (restored := checkpoints.restore(state)):
         state, start = restored.state, restored.step
-        clock.seconds = restored.extra.get("seconds", 0.0)
+        clock.seconds, rate = restored.extra.get("seconds", 0.0), restored.extra.get("images_per_second", rate)
         log("restored", start, {"damaged": restored.damaged})
     state = over.replicate(state)
     data = over.replicate(train) if resident else None
@@ -159,12 +159,14 @@ def fit(
                 continue
             window.flush()
             clock.stop()
+            rate = window.median_rate()
             if evaluator and not caught:
                 summary, evidence = evaluator(over.one(state).variables)
                 log("test", last, summary)
             if checkpoints:
                 metrics = {name: float(value) for name, value in summary.items() if np.ndim(value) == 0}
-                checkpoints.save(over.one(state), last, extra={"seconds": clock.seconds}, metrics=metrics or None)
+                extra = {"seconds": clock.seconds, "images_per_second": rate}
+                checkpoints.save(over.one(state), last, extra=extra, metrics=metrics or None)
             if caught:
                 if checkpoints:
                     checkpoints.wait()
@@ -174,7 +176,7 @@ def fit(
             checkpoints.wait()
     if evaluator and not evidence:  # a finished run, resumed
         summary, evidence = evaluator(over.one(state).variables)
-    return Fit(jax.device_put(jax.device_get(over.one(state))), summary, evidence, clock.seconds, window.median_rate())
+    return Fit(jax.device_put(jax.device_get(over.one(state))), summary, evidence, clock.seconds, rate)
 
 
 def check(
@@ -341,7 +343,7 @@ class _Window:
 
     def median_rate(self) -> float:
         # The first window holds the compilation.
-        return float(np.median(self._rates[1:] or self._rates or [np.nan]))
+        return float(np.median(self._rates[1:] or self._rates))
 
 
 @contextmanager
