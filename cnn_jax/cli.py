@@ -39,11 +39,13 @@ def _parse(config_class: type, description: str):
     import tyro
 
     arguments = sys.argv[1:]
+    spec = sys.modules["__main__"].__spec__
+    prog = f"python -m {spec.name}" if spec else None  # as it was typed
     _check(config_class, arguments)
     written = io.StringIO()
     try:
         with contextlib.redirect_stderr(written):
-            return tyro.cli(config_class, description=description, args=arguments)
+            return tyro.cli(config_class, prog=prog, description=description, args=arguments)
     except SystemExit as end:
         if end.code in (0, None):
             raise
@@ -94,6 +96,8 @@ def _check(config_class: type, arguments: Sequence[str]) -> None:
             except ValueError:
                 whole = "a whole number" if number is int else "a number"
                 raise InputError(f"{flag} is {value!r}: it must be {whole}") from None
+        if not _takes_many(kind):
+            kind = None  # what follows is an argument without a flag
 
 
 def _leaves(kind) -> list:
@@ -101,6 +105,10 @@ def _leaves(kind) -> list:
     if typing.get_origin(kind) is typing.Literal or not typing.get_args(kind):
         return [kind]
     return [leaf for part in typing.get_args(kind) for leaf in _leaves(part)]
+
+
+def _takes_many(kind) -> bool:
+    return any(typing.get_origin(part) is tuple for part in (kind, *typing.get_args(kind)))
 
 
 class _Stopped(BaseException):

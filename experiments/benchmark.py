@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -56,7 +55,7 @@ def main(config: Config) -> None:
     for model in config.models or (("simple_cnn", "resnet18", "resnet50") if gpu else ("simple_cnn",)):
         steps = 1 if config.tiny else config.steps * (1 if model != "simple_cnn" or not gpu else 50)
         results |= step(model, config, rounds, steps, gpu)
-    results |= program(config.peer, rounds=1 if config.tiny else 5, epochs=epochs, tiny=config.tiny)
+    results |= program(config.peer, rounds=1 if config.tiny else 5, epochs=epochs)
     results["machine"] = {**environment(), "load": os.getloadavg()[0]}
     print(json.dumps(plain(results)))
 
@@ -95,23 +94,23 @@ def step(model: str, config: Config, rounds: int, steps: int, gpu: bool) -> dict
     return {f"{model}_step": result}
 
 
-def program(peer: str | None, *, rounds: int, epochs: int, tiny: bool) -> dict:
-    """Whole programs, from start to finish, and ours to its first step; all compiled before the clock starts."""
-    with tempfile.TemporaryDirectory() as folder:
-        ours = [sys.executable, "-m", "experiments.classify", "--epochs", str(epochs), *["--tiny"] * tiny, "--out"]
-        theirs = [sys.executable, "-m", "experiments.peers.torch_program", str(epochs)]
-        first = [sys.executable, "-c", "from experiments.peers.ours import first_step; first_step()"]
-        times, starts = {"ours": [], **({"torch_eager": []} if peer else {})}, {"ours": []}
-        for i in range(rounds + 1):  # the first round compiles
-            measured = milliseconds([*ours, f"{folder}/{i}"])
-            start = milliseconds(first)
-            other = milliseconds(theirs) if peer else 0.0
-            if i:
-                times["ours"].append(measured)
-                starts["ours"].append(start)
-                if peer:
-                    times["torch_eager"].append(other)
-    notes = {"ours": "with its report", "torch_eager": "with a DataLoader, no report"}
+def program(peer: str | None, *, rounds: int, epochs: int) -> dict:
+    """Whole programs that train and test, from Python's start to its end; ours has compiled before."""
+    ours = "from experiments.peers.ours import program; program"
+    commands = {
+        "ours": [sys.executable, "-c", f"{ours}({epochs})"],
+        "torch_eager": [sys.executable, "-m", "experiments.peers.torch_program", str(epochs)],
+    }
+    commands = commands if peer else {"ours": commands["ours"]}
+    first = {"ours": [sys.executable, "-c", f"{ours}(None, steps=1)"]}
+    times, starts = ({name: [] for name in group} for group in (commands, first))
+    for i in range(rounds + 1):  # the first round compiles
+        for group, measured in ((commands, times), (first, starts)):
+            for name, command in group.items():
+                ms = milliseconds(command)
+                if i:
+                    measured[name].append(ms)
+    notes = {"torch_eager": "with a DataLoader"}
     show(f"whole program: mnist_10k, {epochs} epochs, from start to finish, second start", times, notes)
     show("from start to the end of the first step, second start", starts, {})
     return {"program": compared(times), "first_step": compared(starts)}

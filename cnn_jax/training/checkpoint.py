@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ class Checkpoints:
             read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("arrays", "extra"))
+        self._unusable: set[int] = set()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, oldest first."""
@@ -64,8 +66,11 @@ class Checkpoints:
     def save(self, state: PyTree, step: int, *, extra: dict | None = None, metrics: dict | None = None) -> None:
         """Saves a state in the background; `extra` is JSON, `metrics` holds numbers.
 
-        A step that is saved already is left as it is.
+        A step that is saved already is left as it is. Damaged checkpoints that `restore` passed over are deleted: they
+        would hide the new ones.
         """
+        while self._unusable:
+            self._manager.delete(self._unusable.pop())
         if step in self._manager.all_steps():
             return
         arrays = _flat(jax.device_get(state))
@@ -125,6 +130,7 @@ class Checkpoints:
             try:
                 return *self._read(step), step, damaged
             except _Damaged as error:
+                self._unusable.add(step)
                 damaged.append(f"checkpoint {step} in {self.folder} is damaged ({error})")
         if damaged:
             raise InputError(f"no checkpoint is whole: {'; '.join(damaged)}. Start again in another folder")
@@ -145,6 +151,7 @@ class Checkpoints:
             restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
             arrays = dict(self._manager.restore(step, args=ocp.args.Composite(arrays=restore))["arrays"])
         except Exception as error:  # Orbax and TensorStore raise whatever their formats' parsers do.
+            _ignore_late_reads()
             raise _Damaged(f"its arrays cannot be read: {type(error).__name__}") from error
         for name, description in note["arrays"].items():
             if _describe(arrays[name]) != description:
@@ -162,6 +169,17 @@ class Checkpoints:
 
 class _Damaged(Exception):
     pass
+
+
+def _ignore_late_reads() -> None:
+    """Keeps off the screen the tracebacks of reads that end after Orbax has given up on one of them."""
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:

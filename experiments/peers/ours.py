@@ -63,12 +63,21 @@ def work(*, model: str, batch_size: int, precision: str, images: int, matmul_siz
     serve(seconds, matmul, jax=jax.__version__, device=jax.devices()[0].device_kind, flops=flops)
 
 
-def first_step() -> None:
-    """From Python's start to the end of the first step of `fit` on mnist_10k."""
+def program(epochs: float | None, *, steps: int | None = None) -> None:
+    """Trains on mnist_10k and tests after each epoch, as `torch_program.program` does."""
     from cnn_jax import runtime
 
     runtime.configure()
     from cnn_jax import data, models, tasks, training
 
     digits = data.load("mnist_10k")
-    training.fit(models.create("simple_cnn"), tasks.classify(10), digits.train, steps=1, preprocess=digits.preprocess)
+    training.fit(
+        models.create("simple_cnn"),
+        tasks.classify(10),
+        digits.train,
+        epochs=epochs,
+        steps=steps,
+        test=digits.test if epochs else None,
+        preprocess=digits.preprocess,
+        log=lambda kind, step, values: kind == "test" and print(f"step {step}: test accuracy {values['accuracy']:.4f}"),
+    )
