@@ -60,6 +60,7 @@ def test_public_functions_take_a_key_first_and_options_by_keyword():
         for name, function in vars(A).items()
         if isinstance(function, types.FunctionType) and function.__module__ == A.__name__ and name[0] != "_"
     }
+    del public["named"]  # takes names
     assert set(public) == set(AUGMENTATIONS)
     del public["compose"]  # takes augmentations
     for name, function in public.items():
@@ -116,6 +117,16 @@ def test_an_image_does_not_depend_on_the_others(name):
 
 
 # One by one
+
+
+def test_named_is_composed_in_the_order_given():
+    batch = make_batch(3)
+    ours = jax.jit(A.named(["shift", "mixup"], 10))(KEY, batch)
+    same = jax.jit(A.compose(A.translate, partial(A.mixup, num_classes=10)))(KEY, batch)
+    jax.tree.map(np.testing.assert_array_equal, ours, same)
+    assert A.named((), 10) is None
+    with pytest.raises(InputError, match="unknown augmentation 'shfit': did you mean 'shift'"):
+        A.named(["shfit"], 10)
 
 
 def test_compose_applies_in_order_and_nothing_is_only_to_float():

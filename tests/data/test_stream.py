@@ -16,8 +16,6 @@ from cnn_jax.data import stream
 from cnn_jax.data.stream import Files, Stream
 from cnn_jax.errors import InputError
 
-pytest.importorskip("grain")
-
 
 @pytest.fixture(autouse=True)
 def _workers_for_few_images_too(monkeypatch):

@@ -76,7 +76,7 @@ def run(
 ) -> Ended:
     """Begins the run in `folder` or goes on with it, in a process of its own.
 
-    A signal is sent `after` seconds after the `count`-th line of its output that begins with `when`, or after its start.
+    A signal is sent `after` seconds after the `count`-th line of output that begins with `when`, or after the start.
     """
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
@@ -138,12 +138,11 @@ def kill_and_resume(kills: int, *, seed: int, folder: Path, epochs: int) -> Path
         else:
             when, count, after = "train", moments.randint(1, 6), moments.uniform(0, 0.1)
         ended = run(folder, epochs=epochs, send=signal.SIGKILL, when=when, count=count, after=after)
-        saving = [path.name for path in folder.glob("checkpoints/*tmp*")]
-        print(
-            f"kill {number}: {after:.3f} s after {f'epoch {count} since its start' if when else 'its start'}, at step {ended.step}"
-            f"{', in the save of ' + saving[0].split('.')[0] if saving else ''}",
-            flush=True,
-        )
+        moment = f"{after:.3f} s after {f'epoch {count} since ' if when else ''}its start"
+        # At a start there may be what an earlier kill left: it is cleaned away when training begins.
+        saving = [path.name.split(".")[0] for path in folder.glob("checkpoints/*tmp*") if when]
+        where = f"at step {ended.step}, in the save of {saving[0]}" if saving else f"at step {ended.step}"
+        print(f"kill {number}: {moment}, {where}", flush=True)
         assert ended.code == -signal.SIGKILL, ended.out + ended.err
         assert not ended.finished
     ended = run(folder, epochs=epochs)
