@@ -87,7 +87,7 @@ def main(config: Config) -> None:
     description = models.describe(model, dataset.image_shape)
 
     # Nothing is written before all of the above is known to be right.
-    out = config.out or default_path(Path("runs") / Path(config.dataset).name, resume=config.resume)
+    out = config.out or default_path(Path("runs") / Path(dataset.name).name, resume=config.resume)
     run = Run(out, settings, resume=config.resume)
     about = {"model": config.model, "options": options, "dataset": dataset.name, "class_names": dataset.class_names}
     about |= {"image_shape": dataset.image_shape, "mean": dataset.mean, "std": dataset.std}

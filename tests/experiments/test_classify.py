@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -259,12 +260,13 @@ def test_no_whole_checkpoint_is_one_sentence(copy):
     assert bytes_of(copy) == before
 
 
-def test_training_that_diverges_keeps_the_last_good_checkpoint(tmp_path):
-    code, _, err = run("--tiny", "--learning-rate", "1e30", "--out", tmp_path / "run")
-    assert code == 1
-    assert re.fullmatch(
-        r"error: the loss or a gradient is not finite at step \d+ \(seen in steps 1 to 8\)[^\n]*\n", err
-    )
+def test_training_that_diverges_keeps_the_last_good_checkpoint(first, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "make_schedule", lambda *_, **__: lambda step: jnp.where(step < 11, 1e-3, jnp.inf))
+    code, _, err = run("--tiny", "--out", tmp_path / "run")
+    assert (code, err) == (1, "error: the loss or a gradient is not finite at step 13 (seen in steps 9 to 16)\n")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["8"]
+    shutil.rmtree(shutil.copytree(first[0], tmp_path / "first") / "checkpoints" / "16")
+    assert_identical(tmp_path / "run", tmp_path / "first")
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
@@ -423,6 +425,11 @@ def test_a_checkpoint_of_another_network_is_refused_and_the_folder_left_as_it_wa
     after = bytes_of(folder)
     after[".lock"] = before[".lock"]
     assert after == before
+
+
+def test_the_folder_given_as_a_dot_names_the_run(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures)
+    assert tiny("--dataset", ".").rstrip().endswith("report: runs/pictures/report.html")
 
 
 def test_labels_out_of_range():
