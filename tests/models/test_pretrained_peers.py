@@ -3,15 +3,15 @@
 import jax
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from cnn_jax import models
 from cnn_jax.errors import InputError
 from cnn_jax.models.torch_files import read_tensors
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.peers
-
-nn = torch.nn
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,9 @@ def torchvision():
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     except RuntimeError:  # a whole torchvision has them
         pass
-    return pytest.importorskip("torchvision")
+    import torchvision
+
+    return torchvision
 
 
 class SimpleCNN(nn.Module):
@@ -42,7 +44,7 @@ class SimpleCNN(nn.Module):
 
 def save(network, path):
     if path.suffix == ".safetensors":
-        pytest.importorskip("safetensors.torch").save_file(network.state_dict(), path)
+        save_file(network.state_dict(), path)
     else:
         torch.save(network.state_dict(), path, _use_new_zipfile_serialization=path.suffix == ".pth")
     return path

@@ -70,7 +70,6 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch,
 
 
 def test_tensorboard_events(tmp_path):
-    pytest.importorskip("tensorboardX")
     with Tracker(tmp_path, tensorboard=True) as tracker:
         tracker.log(7, {"loss": 0.25, "note": "text is left out"}, split="train")
     (events,) = (tmp_path / "tensorboard").iterdir()

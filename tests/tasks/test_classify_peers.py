@@ -5,6 +5,8 @@ import warnings
 import jax
 import numpy as np
 import pytest
+import torch
+from sklearn import metrics
 
 from cnn_jax.tasks import classify
 
@@ -21,7 +23,6 @@ def draw(n, classes, absent, seed):
 
 @pytest.mark.parametrize(("n", "classes", "absent"), [(500, 10, 0), (40, 12, 3), (300, 2, 0), (7, 10, 4)])
 def test_equal_to_scikit_learn(n, classes, absent):
-    metrics = pytest.importorskip("sklearn.metrics")
     logits, labels = draw(n, classes, absent, seed=classes)
     task = classify(classes)
     got = task.summarize([jax.jit(task.measure)(logits, {"label": labels})])
@@ -60,7 +61,6 @@ def test_equal_to_scikit_learn(n, classes, absent):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_and_gradient_equal_torch(smoothing):
-    torch = pytest.importorskip("torch")
     logits, labels = draw(32, 10, 0, seed=5)
     soft = np.random.default_rng(6).dirichlet(np.ones(10), 32).astype(np.float32)
     task = classify(10, label_smoothing=smoothing)
