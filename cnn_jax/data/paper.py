@@ -18,8 +18,8 @@ BLACK = 16
 def read(path: Path | str, shape: tuple[int, int, int], *, centred: bool) -> tuple[np.ndarray, list[str]]:
     """Reads a picture of one figure on a plain ground.
 
-    A grey picture of the right size with black edges is taken as it is. Otherwise the ground is estimated from the
-    picture's edges, and the figure is what differs from it, in any colour.
+    A grey picture of the right size with black edges is taken as it is, one with white edges as its negative.
+    Otherwise the ground is estimated from the picture's edges, and the figure is what differs from it, in any colour.
 
     Args:
         path: an image file of any kind, size and colour. The camera's orientation (EXIF) is applied.
@@ -37,8 +37,11 @@ def read(path: Path | str, shape: tuple[int, int, int], *, centred: bool) -> tup
     height, width, _ = shape
     colour = int(np.ptp(pixels, axis=2).max()) > 12
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    if not colour and pixels.shape[:2] == (height, width) and np.median(edge) < BLACK:
-        return pixels[..., :1].astype(np.uint8), []
+    if not colour and pixels.shape[:2] == (height, width):
+        if np.median(edge) < BLACK:
+            return pixels[..., :1].astype(np.uint8), []
+        if np.median(edge) > 255 - BLACK:
+            return 255 - pixels[..., :1].astype(np.uint8), ["dark on light: inverted"]
 
     done = []
     ground = _ground(pixels)
@@ -56,7 +59,7 @@ def read(path: Path | str, shape: tuple[int, int, int], *, centred: bool) -> tup
         done.append("dark on light: inverted")
 
     if centred:
-        ink = _laid_out(ink, height, width)
+        ink = _laid_out(_without_specks(ink), height, width)
         done.append("cut to the figure and centred as MNIST's digits are")
     else:
         ink = _scaled(_square(ink), height, width)
@@ -66,20 +69,26 @@ def read(path: Path | str, shape: tuple[int, int, int], *, centred: bool) -> tup
 
 
 def _pixels(path: Path | str) -> np.ndarray:
-    """f64[H,W,3] in 0..255; what is transparent is laid on white."""
+    """f64[H,W,3] in 0..255; what is transparent becomes white under dark figures and black under light ones."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = ImageOps.exif_transpose(image).convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"), np.float64)
+            if image.mode.startswith(("I", "F")):  # 16 or 32 bits, or fractions
+                deep = np.asarray(image, np.float64)
+                white = next((top for top in (1, 255, 65535) if deep.max() <= top), deep.max())
+                white = 255 if image.mode != "F" and white == 1 else white
+                image = Image.fromarray((255 * deep / white).clip(0, 255).astype(np.uint8))
+            image = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"), np.float64)
     except FileNotFoundError:
         raise InputError(f"cannot read image {path}: there is no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"cannot read image {path}: it is a folder; name the image files in it") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise corrupt(path, error) from None
+    colours, opacity = image[..., :3], image[..., 3:] / 255
+    light = (colours * opacity).mean() > 127.5 * opacity.mean()
+    return colours * opacity + (0 if light and opacity.min() < 1 else 255) * (1 - opacity)
 
 
 def _edges(x: np.ndarray) -> np.ndarray:
@@ -102,6 +111,18 @@ def _ground(pixels: np.ndarray) -> np.ndarray:
         near = far <= 2.5 * np.median(far) + 1
         at_edges, colours = at_edges[near], colours[near]
     return terms @ plane
+
+
+def _without_specks(ink: np.ndarray) -> np.ndarray:
+    """Takes out what is separate from the figure and has less than a twentieth of its largest part."""
+    from scipy import ndimage
+
+    parts, count = ndimage.label(ink > 0.2, np.ones((3, 3)))
+    mass = ndimage.sum_labels(ink, parts, np.arange(count + 1))
+    mass[0] = 0
+    large = mass >= mass.max() / 20
+    # The soft rims of the parts that stay lie within two pixels of them.
+    return np.where(ndimage.binary_dilation(large[parts], np.ones((5, 5))), ink, 0)
 
 
 def _laid_out(ink: np.ndarray, height: int, width: int) -> np.ndarray:

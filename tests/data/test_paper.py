@@ -64,6 +64,23 @@ def test_inverting_twice_is_nothing(tmp_path):
     assert np.abs(one.astype(int) - other).max() <= 1
 
 
+def test_negatives_of_mnists_own_are_inverted_exactly(tmp_path):
+    for digit in DIGITS:
+        Image.fromarray(255 - digit[..., 0]).save(tmp_path / "digit.png")
+        pixels, done = paper.read(tmp_path / "digit.png", SHAPE, centred=True)
+        np.testing.assert_array_equal(pixels, digit)
+        assert done == ["dark on light: inverted"]
+
+
+def test_specks_do_not_move_the_figure(tmp_path):
+    photograph(DIGITS[2], tmp_path / "clean.png")
+    pixels = np.array(Image.open(tmp_path / "clean.png"))
+    pixels[15:18, 280:283] = pixels[240:242, 20:23] = (30, 40, 120)
+    Image.fromarray(pixels).save(tmp_path / "specks.png")
+    clean, specks = (paper.read(tmp_path / f"{name}.png", SHAPE, centred=True)[0] for name in ("clean", "specks"))
+    assert np.abs(clean.astype(int) - specks).max() <= 2
+
+
 def test_layout_is_mnists(tmp_path):
     photograph(DIGITS[1], tmp_path / "photo.png")
     pixels = paper.read(tmp_path / "photo.png", SHAPE, centred=True)[0][..., 0] / 255
@@ -74,7 +91,7 @@ def test_layout_is_mnists(tmp_path):
 
 
 def test_any_kind_of_file(tmp_path):
-    """Palette, alpha, 16 bit and turned by the camera: all show the same."""
+    """Palette, black or white ink on nothing, 16 and 32 bits, fractions, turned by the camera: all show the same."""
     photograph(DIGITS[0], tmp_path / "photo.png", paper_colour=(255, 255, 255), ink=(0, 0, 0))
     photo = Image.open(tmp_path / "photo.png").convert("L")
     truth = paper.read(tmp_path / "photo.png", SHAPE, centred=True)[0].astype(int)
@@ -83,10 +100,15 @@ def test_any_kind_of_file(tmp_path):
     black.putalpha(Image.fromarray(255 - np.asarray(photo)))
     black.save(tmp_path / "alpha.png")
     Image.fromarray(np.asarray(photo).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    white = Image.new("RGBA", photo.size, "white")
+    white.putalpha(Image.fromarray(255 - np.asarray(photo)))
+    white.save(tmp_path / "white.png")
+    Image.fromarray(np.asarray(photo).astype(np.int32) * 257).save(tmp_path / "deeper.tif")
+    Image.fromarray(np.asarray(photo).astype(np.float32) / 255).save(tmp_path / "fractions.tif")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    for name in ("palette.gif", "alpha.png", "deep.png", "turned.png"):
+    for name in ("palette.gif", "alpha.png", "white.png", "deep.png", "deeper.tif", "fractions.tif", "turned.png"):
         pixels = paper.read(tmp_path / name, SHAPE, centred=True)[0]
         assert np.abs(pixels - truth).mean() < 2, name
 
@@ -106,6 +128,7 @@ def test_fashion_keeps_its_place(tmp_path):
     ("name", "content", "sentence"),
     [
         ("gone.png", None, "cannot read image .*gone.png: there is no such file"),
+        ("", None, "cannot read image .*: it is a folder"),
         ("text.png", b"not an image", "text.png: corrupt image .*: replace it or take it out"),
         ("blank.png", "white", "blank.png: there is nothing to see in it"),
     ],
