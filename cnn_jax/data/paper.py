@@ -76,8 +76,8 @@ def _pixels(path: Path | str) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # 16 or 32 bits, or fractions
                 deep = np.asarray(image, np.float64)
-                white = next((top for top in (1, 255, 65535) if deep.max() <= top), deep.max())
-                white = 255 if image.mode != "F" and white == 1 else white
+                tops = (1, 255, 65535) if image.mode == "F" else (255, 65535)
+                white = next((top for top in tops if deep.max() <= top), deep.max())
                 image = Image.fromarray((255 * deep / white).clip(0, 255).astype(np.uint8))
             image = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"), np.float64)
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def _pixels(path: Path | str) -> np.ndarray:
         raise corrupt(path, error) from None
     colours, opacity = image[..., :3], image[..., 3:] / 255
     light = (colours * opacity).mean() > 127.5 * opacity.mean()
-    return colours * opacity + (0 if light and opacity.min() < 1 else 255) * (1 - opacity)
+    return colours * opacity + (0 if light else 255) * (1 - opacity)
 
 
 def _edges(x: np.ndarray) -> np.ndarray:
