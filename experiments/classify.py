@@ -6,7 +6,7 @@
 
 The defaults are the textbook's program: two 3×3 convolutions of 32 and 64, Adam with rate 0.001, cross entropy.
 It reaches 97.93 % ± 0.18 of the 2,000 test digits (mean and standard deviation over seeds 0–4; 12 epochs, 26 s on
-2 CPU cores; jax 0.10.2, flax 0.12.8).
+2 CPU cores; jax 0.10.2, flax 0.12.8). On Fashion-MNIST, 10 epochs with `--schedule cosine`: 92.03 % ± 0.25 (seeds 0–2).
 """
 
 import dataclasses
@@ -93,7 +93,8 @@ def main(config: Config) -> None:
     about |= {"image_shape": dataset.image_shape, "mean": dataset.mean, "std": dataset.std}
     if not (run.path / "model.json").exists():
         reporting.write_json(run.path / "model.json", about)  # all that predict needs to know
-    classification.print_start(dataset.name, dataset.class_names, counts(dataset), description)
+    counts = {split: dataset.counts(split) for split in ("train", "test") if dataset.labels(split) is not None}
+    classification.print_start(dataset.name, dataset.class_names, counts, description)
     checkpoints = training.Checkpoints(run.path / "checkpoints", best="accuracy")
     with reporting.log_run(
         run.path, steps, batch_size=config.batch_size, steps_per_epoch=steps_per_epoch, tensorboard=config.tensorboard
@@ -117,10 +118,10 @@ def main(config: Config) -> None:
             checkpoints=checkpoints,
         )
     checkpoints.close()
-    show(config, dataset, model, description, schedule, fit, run.path)
+    show(config, dataset, counts, model, description, schedule, fit, run.path)
 
 
-def show(config, dataset, model, description, schedule, fit, folder) -> None:
+def show(config, dataset, counts, model, description, schedule, fit, folder) -> None:
     """Writes `summary.json` and the report, and prints both in short."""
     evidence = {name: np.concatenate([part[name][part["mask"]] for part in fit.evidence]) for name in fit.evidence[0]}
     classes, rows = np.unique(evidence["label"], return_index=True)  # the first test image of each class
@@ -134,7 +135,7 @@ def show(config, dataset, model, description, schedule, fit, folder) -> None:
         command=shlex.join(["python", "-m", "experiments.classify", *sys.argv[1:]]),
         source=dataset.source,
         class_names=dataset.class_names,
-        counts=counts(dataset),
+        counts=counts,
         samples=dataset.samples("train", 40),
         description=description,
         learning_rate=jax.vmap(schedule),
@@ -149,12 +150,6 @@ def show(config, dataset, model, description, schedule, fit, folder) -> None:
             for i, (label, image) in enumerate(zip(classes, chosen, strict=False))
         ],
     )
-
-
-def counts(dataset) -> dict:
-    """{split: images of each class}, of the splits whose labels are known without reading them."""
-    found = {split: dataset.counts(split) for split in ("train", "test")}
-    return {split: values for split, values in found.items() if values is not None}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from cnn_jax import runtime
 
 runtime.configure()
+assert jax.device_count() == 8  # they start here, before a test can change the environment
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 if find_spec("torch") is None:

@@ -43,5 +43,5 @@ class Contestant:
         return float(self._answer())
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # closes its pipes, at which it ends, and waits for that
+            pass
