@@ -6,13 +6,19 @@ from functools import partial
 import flax.linen as nn
 
 from cnn_jax.errors import unknown
+from cnn_jax.models.deeplab import DEEPLABS, DeepLabV3
+from cnn_jax.models.fcos import DETECTORS, FCOS
 from cnn_jax.models.resnet import FAMILY, ResNet
 from cnn_jax.models.simple_cnn import SimpleCNN
+from cnn_jax.models.unet import UNETS, UNet
 
 # Name -> the class of the network and, for a member of a family, what makes it that member.
 MODELS = {
     "simple_cnn": partial(SimpleCNN),
     **{name: partial(ResNet, **member) for name, member in FAMILY.items()},
+    **{name: partial(FCOS, **member) for name, member in DETECTORS.items()},
+    **{name: partial(UNet, **member) for name, member in UNETS.items()},
+    **{name: partial(DeepLabV3, **member) for name, member in DEEPLABS.items()},
 }
 
 

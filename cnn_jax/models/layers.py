@@ -124,3 +124,17 @@ def _max_pool_jvp(window: int, primals: tuple, tangents: tuple) -> tuple[jax.Arr
     chosen = winner[:, :, None, :, None, :] == places
     # A select over a view [N,h,window,w,window,C]: its transpose is one select, without a scatter.
     return y, jnp.where(chosen, dx.reshape(n, h, window, w, window, c), 0).sum((2, 4))
+
+
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+    """Max pooling over windows of 3×3, one every second pixel, as behind ResNet's first convolution: [N,H,W,C].
+
+    The value and the size, ⌈H/2⌉ × ⌈W/2⌉, are PyTorch's with a padding of 1; written as maxima of strided views, whose
+    gradient is many times faster on a CPU. Where a window holds its maximum twice, the two share the gradient.
+    """
+    for axis in (1, 2):
+        ahead = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)], constant_values=-jnp.inf)
+        size = x.shape[axis]
+        first, middle, last = (jax.lax.slice_in_dim(ahead, i, i + size, stride=2, axis=axis) for i in range(3))
+        x = jnp.maximum(jnp.maximum(first, middle), last)
+    return x

@@ -17,6 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cnn_jax.errors import InputError
 from cnn_jax.models.catalogue import MODELS, create
+from cnn_jax.models.deeplab import DeepLabV3
+from cnn_jax.models.fcos import FCOS
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.simple_cnn import SimpleCNN
 from cnn_jax.models.torch_files import read_tensors
@@ -52,22 +54,69 @@ def _infer_resnet(tensors):
     }, (64, 64, channels)
 
 
+def _infer_fcos(tensors):
+    body = {key.removeprefix("backbone.body."): value for key, value in tensors.items()}
+    options, shape = _infer_resnet(body | {"fc.weight": tensors["head.classification_head.cls_logits.weight"]})
+    return options | {
+        "channels": len(tensors["backbone.fpn.layer_blocks.0.0.weight"]),
+        "extra_levels": sum(key.startswith("backbone.fpn.extra_blocks.p") for key in tensors) // 2,
+        "depth": sum(key.startswith("head.classification_head.conv.") for key in tensors) // 4,
+    }, shape
+
+
+def _infer_deeplab(tensors):
+    body = {key.removeprefix("backbone."): value for key, value in tensors.items()}
+    options, shape = _infer_resnet(body | {"fc.weight": tensors["classifier.4.weight"]})
+    return options | {"auxiliary": "aux_classifier.0.weight" in tensors}, shape
+
+
+def _tower(match: re.Match) -> str:
+    """A tower is a row of convolution, norm and ReLU, three of PyTorch's modules each time."""
+    place = 3 * int(match[3]) - 3 + (match[2] == "norm")
+    return f"head.{'classification' if match[1] == 'classes' else 'regression'}_head.conv.{place}/"
+
+
+_RESNET = (
+    (r"stem_(conv|norm)/", r"\g<1>1/"),
+    (r"stage(\d)_block(\d+)/", lambda match: f"layer{match[1]}.{int(match[2]) - 1}/"),
+    (r"shortcut_conv/", "downsample.0/"),
+    (r"shortcut_norm/", "downsample.1/"),
+    (r"norm(\d)/", r"bn\1/"),
+)
+
 SOURCES = {
     SimpleCNN: Source(
         names=((r"^logits/", "fc2/"),),
         infer=_infer_simple_cnn,
         after_flatten={"fc1": 4},
     ),
-    ResNet: Source(  # torchvision's names, which timm has too
+    # torchvision's names, which timm has for the ResNets too
+    ResNet: Source(names=(*_RESNET, (r"^logits/", "fc/")), infer=_infer_resnet),
+    FCOS: Source(
         names=(
-            (r"^stem_(conv|norm)/", r"\g<1>1/"),
-            (r"^stage(\d)_block(\d+)/", lambda match: f"layer{match[1]}.{int(match[2]) - 1}/"),
-            (r"shortcut_conv/", "downsample.0/"),
-            (r"shortcut_norm/", "downsample.1/"),
-            (r"norm(\d)/", r"bn\1/"),
-            (r"^logits/", "fc/"),
+            (r"^(classes|box)/(conv|norm)(\d)/", _tower),
+            (r"^logits/", "head.classification_head.cls_logits/"),
+            (r"^distances/", "head.regression_head.bbox_reg/"),
+            (r"^centerness/", "head.regression_head.bbox_ctrness/"),
+            (r"^pyramid/(inner|layer)(\d)/", lambda match: f"backbone.fpn.{match[1]}_blocks.{int(match[2]) - 1}.0/"),
+            (r"^pyramid/extra(\d)/", lambda match: f"backbone.fpn.extra_blocks.p{int(match[1]) + 5}/"),
+            *_RESNET,
+            (r"^backbone/", "backbone.body/"),
         ),
-        infer=_infer_resnet,
+        infer=_infer_fcos,
+    ),
+    DeepLabV3: Source(
+        names=(
+            (r"^aspp(\d)_(conv|norm)/", lambda m: f"classifier.0.convs.{int(m[1]) - 1}.{int(m[2] == 'norm')}/"),
+            (r"^aspp_pool_(conv|norm)/", lambda m: f"classifier.0.convs.4.{1 + int(m[1] == 'norm')}/"),
+            (r"^aspp_project_(conv|norm)/", lambda m: f"classifier.0.project.{int(m[1] == 'norm')}/"),
+            (r"^head_(conv|norm)/", lambda m: f"classifier.{1 + int(m[1] == 'norm')}/"),
+            (r"^logits/", "classifier.4/"),
+            (r"^aux_(conv|norm)/", lambda m: f"aux_classifier.{int(m[1] == 'norm')}/"),
+            (r"^aux_logits/", "aux_classifier.4/"),
+            *_RESNET,
+        ),
+        infer=_infer_deeplab,
     ),
 }
 

@@ -1,0 +1,85 @@
+"""U-Net (Ronneberger et al. 2015), plain or on a ResNet: what is coarse and known meets what is fine and seen."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.errors import InputError
+from cnn_jax.models.layers import max_pool, tap
+from cnn_jax.models.resnet import FAMILY, ResNet
+
+# What differs between the members: the way down.
+UNETS = {
+    "unet": {"widths": (32, 64, 128, 256)},
+    "unet_small": {"widths": (16, 32, 64, 128)},
+    **{f"unet_{name}": {"widths": (32, 64, 128, 256, 512), **member} for name, member in FAMILY.items()},
+}
+
+
+class UNet(nn.Module):
+    """Down by halves, up again by doubling, each size of the way up joined to that of the way down.
+
+    Stages to tap: `down1` … (or those of the ResNet under `backbone`), `up1` …, `logits`.
+
+    Attributes:
+        widths: channels of the way up, and of the plain way down, fine to coarse.
+        depths, block: of a `ResNet` that is the way down; without them it is plain, as in the paper.
+        stem, width: of that ResNet.
+        num_classes: length of the logits of a pixel.
+        norm: "batch", or "group" of 8 groups.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...] = ()
+    block: str = "basic"
+    num_classes: int = 10
+    stem: str = "small"
+    width: int = 64
+    norm: str = "batch"
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits f32[N,H,W,num_classes] of normalised images f32[N,H,W,C]."""
+
+        def twice(x, features, name):
+            for i in (1, 2):
+                x = nn.Conv(
+                    features, (3, 3), padding=1, use_bias=False, dtype=self.dtype,
+                    kernel_init=nn.initializers.he_normal(), name=f"{name}_conv{i}",
+                )(x)  # fmt: skip
+                if self.norm == "group":
+                    x = nn.GroupNorm(8, epsilon=1e-5, dtype=self.dtype, name=f"{name}_norm{i}")(x)
+                else:
+                    x = nn.BatchNorm(
+                        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype,
+                        axis_name=self.axis_name, name=f"{name}_norm{i}",
+                    )(x)  # fmt: skip
+                x = nn.relu(x)
+            return tap(self, name, x)
+
+        x = images.astype(self.dtype)
+        if self.depths:
+            stages = ResNet(
+                self.depths, self.block, stem=self.stem, norm=self.norm, width=self.width, axis_name=self.axis_name,
+                dtype=self.dtype, head=False, name="backbone",
+            )(x, train=train)  # fmt: skip
+            down = [stages[f"stage{i}"] for i in range(1, len(self.depths) + 1)]
+        else:
+            step = 2 ** (len(self.widths) - 1)
+            if images.ndim != 4 or any(side % step for side in images.shape[1:3]):
+                raise InputError(
+                    f"unet: images of shape {images.shape}, expected [N,H,W,C] with H and W multiples of {step}"
+                )
+            down = []
+            for i, width in enumerate(self.widths, start=1):
+                x = twice(max_pool(x) if down else x, width, f"down{i}")
+                down.append(x)
+        x = down.pop()
+        while down:
+            beside = down.pop()
+            x = jax.image.resize(x, (*beside.shape[:3], x.shape[-1]), "bilinear")
+            x = twice(jnp.concatenate([beside, x], axis=-1), self.widths[len(down)], f"up{len(down) + 1}")
+        logits = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        return tap(self, "logits", jax.image.resize(logits, (*images.shape[:3], self.num_classes), "bilinear"))
