@@ -6,12 +6,13 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from cnn_jax.data.dataset import Dataset
 from cnn_jax.data.stream import Stream
 from cnn_jax.errors import InputError, unknown
 
-__all__ = ["Dataset", "Stream", "load", "names", "prepare"]
+__all__ = ["Dataset", "Stream", "load", "load_annotated", "names", "prepare"]
 
 _NAMES = ("mnist_10k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "imagenet2012")
 _TFDS_NAMES = {"svhn": "svhn_cropped"}
@@ -60,6 +61,48 @@ def load(
     if found is None:
         raise _not_prepared(name, data_dir)
     return replace(found, name=name)
+
+
+def load_annotated(
+    name: str,
+    truth: Literal["boxes", "map"],
+    *,
+    data_dir: str | Path | None = None,
+    image_size: int | None = None,
+    scenes: int = 6000,
+    seed: int = 0,
+) -> Dataset:
+    """Loads a data set for detection ("boxes") or segmentation ("map").
+
+    Args:
+        name: `scenes/NAME`, scenes made of the items of the classification set NAME, see `scenes.load`; a JSON file in
+            COCO's form, see `coco_json.load`; or, for segmentation, a folder with `images/` and `masks/`, see
+            `mask_folder.load`.
+        data_dir: where prepared sets are; as for `load`.
+        image_size: side of the images in pixels.
+        scenes, seed: how many scenes to train on, and their seed.
+
+    Raises:
+        InputError: unknown name, or a mistake in the set; says what and where.
+    """
+    name = str(name)
+    path = Path(name).expanduser()
+    if name.startswith("scenes/"):
+        from cnn_jax.data import scenes as made
+
+        size = 64 if image_size is None else image_size
+        items = load(name.removeprefix("scenes/"), data_dir=data_dir)
+        return made.load(items, truth, train=scenes, size=size, seed=seed)
+    if path.suffix == ".json":
+        from cnn_jax.data import coco_json
+
+        return coco_json.load(path, truth, image_size=image_size)
+    if path.is_dir() and truth == "map":
+        from cnn_jax.data import mask_folder
+
+        return mask_folder.load(path, image_size=image_size)
+    known = "scenes/NAME, a JSON file in COCO's form" + (", or a folder with images/ and masks/" * (truth == "map"))
+    raise InputError(f"unknown data set {name!r}: give {known}")
 
 
 def prepare(name: str, *, data_dir: str | Path | None = None, files: str | Path | None = None) -> Path:

@@ -18,10 +18,14 @@ RESIDENT_BYTES = 512 * 2**20
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A data set for image classification.
+    """A data set, for any of the tasks.
 
-    `train` and `test` are either resident, a dict `{"image": u8[N,H,W,C], "label": i32[N]}` small enough to go to the
-    device whole, or a `Stream`, whose images are read as they are needed.
+    `train` and `test` are either resident, a dict of arrays with one row an image, small enough to go to the device
+    whole, or a `Stream`, whose images are read as they are needed. Beside `image` u8[N,H,W,C] a batch holds
+
+    - for classification `label` i32[N];
+    - for detection `boxes` f32[N,M,4], `label` i32[N,M] and `objects` bool[N,M], see `tasks.detect`;
+    - for segmentation `map` u8[N,H,W], a class a pixel, or 255 for pixels that count nowhere.
 
     Attributes:
         name: as asked for.
@@ -70,6 +74,20 @@ class Dataset:
         data, labels = getattr(self, split), self.labels(split)
         if self.size(split) == 0:
             raise InputError(f"{where}: has no images: give at least one")
+        if isinstance(data, dict):
+            image = data["image"]
+            if image.dtype != np.uint8 or image.shape != (len(image), *self.image_shape):
+                raise InputError(
+                    f"{where}: images are {image.dtype}{list(image.shape)}, "
+                    f"expected uint8{[len(image), *self.image_shape]}, one for each label"
+                )
+            for name, values in data.items():
+                if len(values) != len(image):
+                    raise InputError(f"{where}: {name} has {len(values)} rows for {len(image)} images")
+            if "boxes" in data:
+                check_boxes(data, self.class_names, where)
+            if "map" in data:
+                check_map(data["map"], self.class_names, where)
         if labels is None:
             return
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -79,14 +97,6 @@ class Dataset:
             raise InputError(
                 f"{where}: label {labels[bad[0]]} of image {bad[0]} is out of range (and {len(bad) - 1} more): "
                 f"with {self.num_classes} classes, labels are 0 to {self.num_classes - 1}"
-            )
-        if not isinstance(data, dict):
-            return
-        image = data["image"]
-        if image.dtype != np.uint8 or image.shape != (len(labels), *self.image_shape):
-            raise InputError(
-                f"{where}: images are {image.dtype}{list(image.shape)}, "
-                f"expected uint8{[len(labels), *self.image_shape]}, one for each label"
             )
 
     def __repr__(self) -> str:
@@ -101,28 +111,32 @@ class Dataset:
     def size(self, split: str) -> int:
         """The number of images in "train" or "test"."""
         data = getattr(self, split)
-        return len(data["label"]) if isinstance(data, dict) else len(data)
+        return len(data["image"]) if isinstance(data, dict) else len(data)
 
     def labels(self, split: str) -> np.ndarray | None:
-        """All labels of "train" or "test", i32[N]; None for a stream that knows them only once it is read."""
+        """All labels of "train" or "test", i32[N]; None where an image has not one label, or it is not read yet."""
         data = getattr(self, split)
-        return data["label"] if isinstance(data, dict) else data.labels
+        if not isinstance(data, dict):
+            return data.labels
+        return None if "boxes" in data else data.get("label")
 
     def counts(self, split: str) -> np.ndarray | None:
-        """The images of each class in "train" or "test", i64[num_classes]; None where `labels` is None."""
-        labels = self.labels(split)
+        """The images (or objects) of each class in "train" or "test", i64[num_classes]; None where not known."""
+        data, labels = getattr(self, split), self.labels(split)
+        if isinstance(data, dict) and "boxes" in data:
+            labels = data["label"][data["objects"]]
         return None if labels is None else np.bincount(labels, minlength=self.num_classes)
 
     def images(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Some images of "train" or "test": u8[len(rows),H,W,C]."""
-        return self._rows(split, rows)["image"]
+        return self.rows(split, rows)["image"]
 
-    def samples(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `count` images of "train" or "test", u8[count,H,W,C], and their labels."""
-        batch = self._rows(split, np.arange(min(count, self.size(split))))
-        return batch["image"], batch["label"]
+    def samples(self, split: str, count: int) -> dict[str, np.ndarray]:
+        """The first `count` images of "train" or "test", u8[count,H,W,C], and what is true of them."""
+        return self.rows(split, np.arange(min(count, self.size(split))))
 
-    def _rows(self, split: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def rows(self, split: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows of "train" or "test", as a batch."""
         data, rows = getattr(self, split), np.asarray(rows, np.int32)
         if isinstance(data, dict):
             return {name: values[rows] for name, values in data.items()}
@@ -159,6 +173,40 @@ class Dataset:
         axes = (1,) * (images.ndim - 1) + (-1,)
         mean, std = (jnp.asarray(x, jnp.float32).reshape(axes) for x in (self.mean, self.std))
         return (images.astype(jnp.float32) - mean) / std
+
+
+def check_boxes(data: dict, class_names: tuple[str, ...], where: str) -> None:
+    """Raises `InputError` for boxes outside the image, turned inside out or empty, and labels out of range."""
+    height, width = data["image"].shape[1:3]
+    boxes, label, objects = data["boxes"], data["label"], data["objects"]
+    left, top, right, bottom = np.moveaxis(boxes, -1, 0)
+    problems = {
+        "is empty or inside out": (right <= left) | (bottom <= top),
+        f"lies outside its image of {height}×{width}": (left < 0) | (top < 0) | (right > width) | (bottom > height),
+        "is not finite": ~np.isfinite(boxes).all(-1),
+        f"has a class that is none of 0 to {len(class_names) - 1}": (label < 0) | (label >= len(class_names)),
+    }
+    for problem, bad in problems.items():
+        rows = np.argwhere(bad & objects)
+        if len(rows):
+            i, j = rows[0]
+            box = ", ".join(f"{x:g}" for x in boxes[i, j])
+            raise InputError(
+                f"{where}: object {j} of image {i}, ({box}) of class {label[i, j]}, {problem} "
+                f"(and {len(rows) - 1} more)"
+            )
+
+
+def check_map(classes: np.ndarray, class_names: tuple[str, ...], where: str) -> None:
+    """Raises `InputError` for values of a map that are no class and not 255."""
+    known = np.isin(np.arange(256), [*range(len(class_names)), 255])
+    for i, values in enumerate(classes):
+        if not known[values].all():
+            found = sorted(set(np.unique(values).tolist()) - set(np.flatnonzero(known).tolist()))
+            raise InputError(
+                f"{where}: the map of image {i} has the values {found}: classes are 0 to {len(class_names) - 1}, and "
+                "255 is for pixels that count nowhere"
+            )
 
 
 def split_rows(labels: np.ndarray, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,13 @@
 """The report of a classifier: its data, its network, its training, its results, and a look inside."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from . import plots
+from . import page, plots
 from .progress import print_table
-from .report import Cards, Code, Details, Figure, Section, Table, write_report
-from .trackers import plain, read_metrics, write_json
-
-LAYER_HEADER = ("layer", "type", "output", "parameters", "FLOPs")
+from .report import Details, Table
 
 
 def print_start(name: str, class_names: Sequence[str], counts: Mapping[str, Sequence[int]], description) -> None:
@@ -21,11 +17,7 @@ def print_start(name: str, class_names: Sequence[str], counts: Mapping[str, Sequ
         left_out = f", the first 20 of {len(class_names)}" if len(class_names) > 20 else ""
         totals = ", ".join(f"{int(sum(values)):,} {split}" for split, values in counts.items())
         print_table(f"{name}: {totals} images in {len(class_names)} classes{left_out}", ["class", *counts], shown)
-    print_table("Network", LAYER_HEADER, _layer_rows(description.layers))
-    print(
-        f"{description.parameters:,} parameters, {description.trainable:,} of them trained; "
-        f"{description.flops:,} FLOPs an image\n"
-    )
+    page.print_network(description)
 
 
 def _print_end(metrics: Mapping, class_names: Sequence[str], summary: Mapping[str, float], report: Path) -> None:
@@ -43,12 +35,6 @@ def _print_end(metrics: Mapping, class_names: Sequence[str], summary: Mapping[st
         f"trained {summary['train_seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s\n"
         f"report: {report}"
     )
-
-
-def _layer_rows(layers: Sequence) -> list[list]:
-    return [
-        [name, kind, " × ".join(map(str, shape)), parameters, flops] for name, kind, shape, parameters, flops in layers
-    ]
 
 
 def write(
@@ -92,50 +78,13 @@ def write(
         The numbers of `summary.json`.
     """
     folder = Path(folder)
-    summary = {
-        "parameters": description.parameters,
-        "trainable_parameters": description.trainable,
-        "flops_per_image": description.flops,
-        "train_seconds": seconds,
-        "images_per_second": images_per_second,
-        **{f"test_{name}": value for name, value in metrics.items() if np.ndim(value) == 0},
-    }
-    write_json(folder / "summary.json", summary)
-    config, history = json.loads((folder / "config.json").read_text()), read_metrics(folder / "metrics.jsonl")
-    figures = folder / "figures"
-
-    def draw(name: str, figure, caption: str) -> Figure:
-        return Figure(plots.save(figure, figures / f"{name}.png"), caption)
+    summary = page.write_summary(folder, description, metrics, seconds=seconds, images_per_second=images_per_second)
+    draw = page.drawing(folder)
 
     images, labels = samples
     data = [source, draw("samples", plots.image_grid(images, [class_names[i] for i in labels]), "Training images.")]
     if counts:
         data.append(draw("counts", plots.class_counts(counts, class_names), "Images of each class."))
-
-    network = [
-        Table(
-            LAYER_HEADER,
-            _layer_rows(description.layers),
-            "FLOPs of one image: two for each multiplication and addition.",
-        ),
-        f"{int(summary['parameters']):,} parameters, {int(summary['trainable_parameters']):,} of them trained.",
-    ]
-
-    train = [record for record in history if record.get("split") == "train"]
-    steps = np.array([record["step"] for record in train])
-    norms = {
-        layer: [record["grad_norm"][layer] for record in train] for layer in (train[0]["grad_norm"] if train else [])
-    }
-    training = [
-        draw(
-            "curves",
-            plots.curves(history),
-            "Loss and accuracy: of training with dropout and augmentation, as they were met.",
-        ),
-        draw("gradient_norms", plots.gradient_norms(steps, norms), "How much each layer is asked to change."),
-        draw("learning_rate", plots.learning_rate(steps, learning_rate(steps)), "The learning rate."),
-        Details("Settings", [Table(["setting", "value"], [[k, str(v)] for k, v in config["settings"].items()])]),
-    ]
 
     label, prediction = evidence["label"], evidence["prediction"]
     confidence = evidence["probabilities"].max(axis=1)
@@ -192,27 +141,18 @@ def write(
         ("F1, macro", f"{metrics['f1_macro']:.4f}", "mean over the classes"),
         ("Test loss", f"{metrics['loss']:.4f}", "cross entropy, nats"),
         ("Calibration error", f"{metrics['ece']:.4f}", "expected, 15 bins"),
-        ("Parameters", f"{int(summary['parameters']):,}", f"{int(summary['trainable_parameters']):,} trained"),
-        ("Training", f"{summary['train_seconds']:.1f} s", f"{summary['images_per_second']:,.0f} images/s"),
     ]
-    environment = plain(config["environment"])
-    versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
-    footer = (
-        f"Python {environment['python']}, {versions}; {environment['devices']}, {environment['cores']} cores; "
-        f"{environment['started']}"
-    )
-    report = write_report(
-        folder / "report.html",
+    report = page.write(
+        folder,
         title=title,
-        summary=[Cards(cards), Code(command)],
-        sections=[
-            Section("Data", data),
-            Section("Network", network),
-            Section("Training", training),
-            Section("Results on the test set", results),
-            Section("Looking inside", look),
-        ],
-        footer=footer,
+        command=command,
+        description=description,
+        learning_rate=learning_rate,
+        summary=summary,
+        cards=cards,
+        data=data,
+        results=results,
+        inside=look,
     )
     _print_end(metrics, class_names, summary, report)
     return summary

@@ -40,6 +40,7 @@ __all__ = [
     "learning_rate",
     "mistakes",
     "per_class",
+    "precision_recall",
     "save",
 ]
 
@@ -261,6 +262,32 @@ def per_class(
     axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(short_number)
     _legend(axes, columns=3)
+    return figure
+
+
+@styled
+def precision_recall(
+    precision: np.ndarray, class_names: Sequence[str], *, title: str = "Precision and recall of each class"
+):
+    """Curves over recalls from 0 to 1: precision f[C,R], nan for a class to leave out. Beyond 8 classes only the three
+    lowest are named; the mean is drawn in bold."""
+    precision = np.asarray(precision, np.float64)
+    there = np.flatnonzero(~np.isnan(precision).any(1))
+    recall = np.linspace(0, 1, precision.shape[1])
+    named = there if len(there) <= len(PALETTE) else there[np.argsort(precision[there].mean(1), kind="stable")[:3]]
+    figure, (axes,) = new_figure(4.2)
+    for c in there:
+        if c not in named:
+            axes.plot(recall, precision[c], color=LINE, linewidth=1.2)
+    for c, colour in zip(named, PALETTE, strict=False):
+        axes.plot(
+            recall, precision[c], color=colour, linewidth=1.5, label=f"{class_names[c]}: {precision[c].mean():.2f}"
+        )
+    if len(there):
+        mean = precision[there].mean(0)
+        axes.plot(recall, mean, color=INK, linewidth=2.6, label=f"mean: {mean.mean():.2f}")
+    axes.set(title=title, xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03))
+    _legend(axes, columns=1)
     return figure
 
 

@@ -1,6 +1,8 @@
-"""What is learned: a `Task` is four pure functions around a model's outputs. `classify` is image classification."""
+"""What is learned: a `Task` is four pure functions around a model's outputs."""
 
 from cnn_jax.tasks.classify import check_labels, classify
+from cnn_jax.tasks.detect import detect
+from cnn_jax.tasks.segment import segment
 from cnn_jax.tasks.task import Task
 
-__all__ = ["Task", "check_labels", "classify"]
+__all__ = ["Task", "check_labels", "classify", "detect", "segment"]

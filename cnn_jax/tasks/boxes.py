@@ -1,7 +1,7 @@
 """Boxes as numbers: overlap, and the choice of the best among many.
 
-A box is (left, top, right, bottom) in pixels, f32[4]; its right and lower edge lie outside, so the width is right − left.
-All functions are traceable, with shapes that do not depend on how many boxes there are.
+A box is (left, top, right, bottom) in pixels, f32[4]; its right and lower edge lie outside, so its width is
+right − left. All functions are traceable, with shapes that do not depend on how many boxes there are.
 """
 
 import jax
@@ -20,7 +20,7 @@ def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Intersection over union, in [0,1]: [...] of boxes [...,4] and [...,4], by broadcasting; 0 where both are empty."""
+    """Intersection over union, in [0,1]: [...] of boxes [...,4], [...,4], by broadcasting; 0 where both are empty."""
     shared = intersection(a, b)
     union = area(a) + area(b) - shared
     return jnp.where(union > 0, shared / jnp.where(union > 0, union, 1), 0)

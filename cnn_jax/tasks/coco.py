@@ -15,8 +15,8 @@ def summarize(predicted: dict, true: dict, num_classes: int) -> dict:
     """The metrics of detections against the truth, over a whole set, in float64.
 
     Args:
-        predicted: `boxes` [N,D,4], `scores` [N,D], `label` [N,D], `objects` bool[N,D]: of each image's detections, in any
-            order; of equal scores in an image the first counts first.
+        predicted: `boxes` [N,D,4], `scores` [N,D], `label` [N,D], `objects` bool[N,D]: the detections of each image, in
+            any order; of equal scores in an image the first counts first.
         true: `boxes` [N,M,4], `label` [N,M], `objects` bool[N,M], `crowd` bool[N,M], `area` [N,M].
 
     Returns:
@@ -146,7 +146,7 @@ def _ranks(groups: np.ndarray) -> np.ndarray:
 
 
 def _precisions(right: np.ndarray, wrong: np.ndarray, support: int) -> np.ndarray:
-    """The precision at each of `RECALLS`: the best that this recall or a greater one allows; 0 where none reaches it."""
+    """The precision at each of `RECALLS`: the best that this recall or more allows; 0 where none reaches it."""
     precision = right / (right + wrong + np.spacing(1))
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     where = np.searchsorted(right / support, RECALLS, side="left")

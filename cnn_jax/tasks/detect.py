@@ -1,6 +1,7 @@
 """Object detection as FCOS does it (Tian et al. 2019): losses, decoding on the device, COCO's and VOC's metrics."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def detect(
     strides = tuple(strides)
     if num_classes < 1:
         raise InputError(f"num_classes is {num_classes}: detection needs at least one class")
-    if not strides or any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)):
+    if not strides or any(b != 2 * a for a, b in pairwise(strides)):
         raise InputError(f"strides is {strides}: each must be twice the one before")
     if candidates < 1 or detections < 1:
         raise InputError(f"candidates is {candidates} and detections {detections}: both must be at least 1")
@@ -87,10 +88,9 @@ def detect(
 
         distances = flat(outputs, "distances", (4,))
         overlap = bx.generalized_iou(_decode(centers, sizes, distances), target)
-        l, t, r, b = jnp.moveaxis(_sides(centers, target), -1, 0)
-        near = [jnp.minimum(x, y) / jnp.maximum(jnp.maximum(x, y), 1e-6) for x, y in ((l, r), (t, b))]
-        # The square root has no gradient at 0, which is where there is no object.
-        middle = jnp.sqrt(jnp.where(positive, near[0] * near[1], 1))
+        sides = _sides(centers, target)
+        near, far = jnp.minimum(sides[..., :2], sides[..., 2:]), jnp.maximum(sides[..., :2], sides[..., 2:])
+        middle = jnp.sqrt(jnp.where(positive, jnp.prod(near / jnp.where(far > 0, far, 1), axis=-1), 1))
         centerness = optax.sigmoid_binary_cross_entropy(flat(outputs, "centerness"), middle)
         count = jnp.maximum(positive.sum(1), 1)
         box = jnp.where(positive, 1 - overlap, 0).sum(1)
@@ -147,7 +147,9 @@ def detect(
         masks = [np.asarray(part["mask"]) for part in evidence]
         if not any(mask.any() for mask in masks):
             raise InputError("there is nothing to summarize: no batch holds an example whose mask is True")
-        rows = [jax.tree.map(lambda x, m=mask: np.asarray(x)[m], part) for part, mask in zip(evidence, masks, strict=True)]
+        rows = [
+            jax.tree.map(lambda x, m=mask: np.asarray(x)[m], part) for part, mask in zip(evidence, masks, strict=True)
+        ]
         seen = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
         for kind in ("predicted", "true"):
             seen[kind]["boxes"] = seen[kind]["boxes"].astype(np.float64) / seen["scale"][:, None, None]
@@ -158,7 +160,7 @@ def detect(
 
 
 def focal_loss(logits: jax.Array, targets: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
-    """Sigmoid cross entropy that dwells on what is still wrong (Lin et al. 2017): [...], of logits and targets in [0,1]."""
+    """Sigmoid cross entropy that dwells on what is still wrong (Lin et al. 2017): [...], targets in [0,1]."""
     p = jax.nn.sigmoid(logits)
     wrong = p * (1 - targets) + (1 - p) * targets
     weight = alpha * targets + (1 - alpha) * (1 - targets)

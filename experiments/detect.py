@@ -1,0 +1,92 @@
+"""How well does a convolutional network find objects, and say what and where they are?
+
+    python -m experiments.detect                                   # digits in cluttered scenes, on a CPU
+    python -m experiments.detect --dataset scenes/fashion_mnist    # clothes in scenes
+    python -m experiments.detect --dataset photos/annotations.json --image-size 512 --model fcos_resnet50_fpn
+
+The data set is `scenes/NAME`, scenes made of the items of that set; or a JSON file in COCO's form, beside its images.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cnn_jax import analysis, cli, data, models, tasks
+from cnn_jax.data.geometry import Augmentation, named
+from cnn_jax.reporting import detection
+from experiments import recipe
+from experiments.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Config(Recipe):
+    """Train a detector, measure it, show it, save it."""
+
+    dataset: str = "scenes/mnist_10k"  # scenes/NAME, or a JSON file in COCO's form
+    model: str = "fcos_small"  # fcos_small, or fcos_resnet18_fpn … fcos_resnet152_fpn
+    epochs: float = 6
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    schedule: str = "one-cycle"
+    clip_norm: float | None = 10.0
+    scenes: int = 12_000  # to train on, of a set of scenes
+    augment: tuple[Augmentation, ...] = ()
+    weights: Path | None = None  # start from these: a PyTorch state dict, .pth or .safetensors
+    backbone: Path | None = None  # start from the network of this run of experiments.classify
+
+
+def main(config: Config) -> None:
+    over = recipe.check(config)
+    scenes = 256 if config.tiny else config.scenes
+    dataset = data.load_annotated(
+        config.dataset, "boxes", data_dir=config.data_dir, image_size=config.image_size, scenes=scenes, seed=config.seed
+    )
+    dataset, config = recipe.small(config, dataset)
+    options = {"num_classes": dataset.num_classes, "dtype": config.precision}
+    if config.model != "fcos_small" and dataset.image_shape[0] <= 64:
+        options |= {"stem": "small", "extra_levels": 0}
+    model = models.create(config.model, **options)
+    variables = None
+    if config.weights:
+        variables = models.load_pretrained(config.model, config.weights, **options)
+    elif config.backbone:
+        variables = recipe.with_backbone(model, config.backbone, dataset.image_shape, seed=config.seed)
+    objects = {split: dataset.counts(split) for split in ("train", "test")}
+    sizes = {split: dataset.size(split) for split in objects}
+    trained = recipe.train(
+        "detect",
+        config,
+        over,
+        model,
+        tasks.detect(dataset.num_classes, strides=model.strides),
+        dataset,
+        about={"options": options},
+        best="ap",
+        show=("loss", "ap"),
+        augment=named(config.augment),
+        variables=variables,
+        announce=partial(detection.print_start, dataset.name, sizes, objects, dataset.class_names),
+    )
+    evidence = [jax.tree.map(lambda x, part=part: np.asarray(x)[part["mask"]], part) for part in trained.fit.evidence]
+    evidence = jax.tree.map(lambda *parts: np.concatenate(parts), *evidence)
+    image = dataset.images("test", np.array([0]))
+    stages = analysis.capture(model, trained.fit.state.variables, dataset.preprocess(image))
+    samples = dataset.samples("train", 12)
+    detection.write(
+        trained.folder,
+        **trained.about,
+        objects=objects,
+        samples=samples,
+        predicted=evidence["predicted"],
+        true=evidence["true"],
+        losses=evidence["loss"],
+        test_images=partial(dataset.images, "test"),
+        inside=(image[0], {name: np.asarray(maps[0], np.float32) for name, maps in stages.items() if maps.ndim == 4}),
+    )
+
+
+if __name__ == "__main__":
+    cli.main(main, Config, __doc__)
