@@ -1,10 +1,12 @@
 """What is in a picture?
 
     python -m experiments.predict runs/mnist photo.png another.jpg
+    python -m experiments.predict runs/scenes_mnist_10k scene.png      # a detector or segmenter: draws scene.found.png
 
-Names the likeliest classes of image files with a network that `experiments.classify` has trained. For MNIST's digits
-and Fashion-MNIST, pictures are brought into those sets' form first (light on black; digits cut out and centred): a
-digit written on paper and photographed will do. What was done is said beside each picture.
+Uses a network that `experiments.classify`, `detect` or `segment` has trained. A classifier names the likeliest classes.
+For MNIST's digits and Fashion-MNIST, pictures are brought into those sets' form first (light on black; digits cut out
+and centred): a digit written on paper and photographed will do. What was done is said beside each picture. A detector's
+boxes and a segmenter's classes are drawn on a copy of the picture, in --out.
 """
 
 import json
@@ -16,18 +18,22 @@ import jax
 import numpy as np
 from tyro.conf import Positional
 
-from cnn_jax import cli, models, reporting, runtime, training
-from cnn_jax.data import images, paper
+from cnn_jax import cli, models, reporting, runtime, tasks
+from cnn_jax.data import annotated, images, paper
 from cnn_jax.errors import InputError
+from cnn_jax.reporting import overlays
+from experiments.recipe import load_run
 
 
 @dataclass(frozen=True)
 class Config:
-    """Name what is in pictures."""
+    """Say what is in pictures."""
 
     run: Positional[Path]  # folder of the run
     pictures: Positional[tuple[Path, ...]]  # image files
     top: int = 3  # classes to name
+    threshold: float | None = None  # least score of a box; by default that of the run's best F1
+    out: Path = Path(".")  # where pictures with boxes or classes are written
     platform: Literal["cpu", "gpu", "tpu"] | None = None  # insist on it
 
 
@@ -38,11 +44,14 @@ def main(config: Config) -> None:
     if config.top < 1:
         raise InputError(f"top is {config.top}: it must be 1 or more")
     about, variables = load_run(config.run)
+    model = models.create(about["model"], **about["options"])
+    {"detect": detect, "segment": segment}.get(about.get("task"), classify)(config, about, model, variables)
+
+
+def classify(config: Config, about: dict, model, variables) -> None:
     # All are read before anything is said.
     read = [read_picture(path, about) for path in config.pictures]
-    batch = np.stack([picture for picture, _ in read]).astype(np.float32) / 255
-    batch = (batch - np.float32(about["mean"])) / np.float32(about["std"])
-    model = models.create(about["model"], **about["options"])
+    batch = normalised(np.stack([picture for picture, _ in read]), about)
     logits = jax.jit(lambda variables, images: model.apply(variables, images))(variables, batch)
     for path, (_, done), p in zip(config.pictures, read, np.asarray(jax.nn.softmax(logits)), strict=True):
         likeliest = np.argsort(-p, kind="stable")[: config.top]
@@ -50,26 +59,45 @@ def main(config: Config) -> None:
         reporting.print_table(f"{path}{': ' * bool(done)}{'; '.join(done)}", ["class", "probability"], rows)
 
 
-def load_run(folder: Path) -> tuple[dict, dict]:
-    """What a run's `model.json` says, and the variables of its newest whole checkpoint."""
-    if not folder.is_dir():
-        raise InputError(
-            f"there is no run folder {folder}: make one with python -m experiments.classify --out {folder}"
-        )
-    try:
-        about = json.loads((folder / "model.json").read_text())
-    except FileNotFoundError:
-        raise InputError(f"{folder} holds no classifier: give the --out of a run of experiments.classify") from None
-    except ValueError as error:
-        raise InputError(f"{folder / 'model.json'} is damaged ({error}): train again in another folder") from None
-    checkpoints = training.Checkpoints(folder / "checkpoints", read_only=True)
-    restored = checkpoints.restore_variables()
-    checkpoints.close()
-    if restored is None:
-        raise InputError(f"the run in {folder} has saved nothing yet: let it finish an epoch first")
-    for sentence in restored.damaged:
-        print(f"{sentence}: step {restored.step} is used instead")
-    return about, restored.state
+def detect(config: Config, about: dict, model, variables) -> None:
+    task = tasks.detect(len(about["class_names"]), strides=model.strides)
+    threshold = config.threshold
+    if threshold is None:
+        summary = config.run / "summary.json"
+        best = json.loads(summary.read_text()).get("test_score_threshold") if summary.exists() else None
+        threshold = 0.3 if best is None else best
+    pictures, squares, scales = laid_out(config, about)
+    found = jax.jit(lambda variables, images: task.predict(model.apply(variables, images)))(variables, squares)
+    for i, (path, picture) in enumerate(zip(config.pictures, pictures, strict=True)):
+        objects = {name: np.asarray(values[i]) for name, values in found.items()}
+        objects["boxes"] = objects["boxes"] / scales[i]
+        height, width = picture.shape[:2]
+        objects["boxes"] = objects["boxes"].clip(0, [width, height, width, height])
+        keep = np.flatnonzero(objects["objects"] & (objects["scores"] >= threshold))
+        rows = [
+            [about["class_names"][objects["label"][k]], float(objects["scores"][k]), *map(float, objects["boxes"][k])]
+            for k in keep
+        ]
+        drawn = overlays.with_boxes(picture, objects, about["class_names"], threshold=threshold)
+        file = written(config, path, drawn)
+        reporting.print_table(f"{path}: {len(keep)} objects, drawn in {file}",
+                              ["class", "score", "left", "top", "right", "bottom"], rows)  # fmt: skip
+
+
+def segment(config: Config, about: dict, model, variables) -> None:
+    task = tasks.segment(len(about["class_names"]))
+    pictures, squares, scales = laid_out(config, about)
+    found = jax.jit(lambda variables, images: task.predict(model.apply(variables, images)))(variables, squares)
+    palette = overlays.class_colours(len(about["class_names"]))
+    for path, picture, scale, classes in zip(config.pictures, pictures, scales, np.asarray(found), strict=True):
+        height, width = picture.shape[:2]
+        # Each pixel of the picture has the class of the one below it in the square that the network saw.
+        rows, columns = ((np.arange(n) * scale).astype(int).clip(0, len(classes) - 1) for n in (height, width))
+        classes = classes[rows][:, columns]
+        file = written(config, path, overlays.with_classes(picture, classes, palette))
+        counts = np.bincount(classes.ravel(), minlength=len(palette))
+        rows = [[about["class_names"][c], f"{counts[c] / classes.size:.1%}"] for c in np.argsort(-counts) if counts[c]]
+        reporting.print_table(f"{path}: drawn in {file}", ["class", "pixels"], rows)
 
 
 def read_picture(path: Path, about: dict) -> tuple[np.ndarray, list[str]]:
@@ -78,6 +106,28 @@ def read_picture(path: Path, about: dict) -> tuple[np.ndarray, list[str]]:
     if about["dataset"] in ("mnist", "mnist_10k", "fashion_mnist"):
         return paper.read(path, shape, centred=about["dataset"] != "fashion_mnist")
     return images.read(path, shape), []
+
+
+def laid_out(config: Config, about: dict) -> tuple[list[np.ndarray], np.ndarray, list[float]]:
+    """The pictures u8[H,W,C], the squares that the network sees f32[N,S,S,C], and their scales."""
+    size, _, channels = about["image_shape"]
+    pictures = [annotated.decode(path, channels) for path in config.pictures]
+    squares, scales = zip(*(annotated.letterbox(picture, size) for picture in pictures), strict=True)
+    return pictures, normalised(np.stack(squares), about), list(scales)
+
+
+def normalised(images: np.ndarray, about: dict) -> np.ndarray:
+    return (images.astype(np.float32) / 255 - np.float32(about["mean"])) / np.float32(about["std"])
+
+
+def written(config: Config, path: Path, picture: np.ndarray) -> Path:
+    """Saves a picture beside the others, as NAME.found.png."""
+    from PIL import Image
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    file = config.out / f"{path.stem}.found.png"
+    Image.fromarray(picture).save(file)
+    return file
 
 
 if __name__ == "__main__":

@@ -166,7 +166,9 @@ def load_run(folder: Path) -> tuple[dict, dict]:
     try:
         about = json.loads((folder / "model.json").read_text())
     except FileNotFoundError:
-        raise InputError(f"{folder} holds no trained network: give the --out of a script that trains") from None
+        raise InputError(
+            f"{folder} holds no trained network: give the --out of a run of experiments.classify, detect or segment"
+        ) from None
     except ValueError as error:
         raise InputError(f"{folder / 'model.json'} is damaged ({error}): train again in another folder") from None
     checkpoints = training.Checkpoints(folder / "checkpoints", read_only=True)
@@ -196,8 +198,8 @@ def with_backbone(model: nn.Module, folder: Path, image_shape: tuple[int, int, i
         shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (wanted, found)]
         if shapes[0] != shapes[1]:
             raise InputError(
-                f"--backbone: the run in {folder} trained {about['model']} on images of {about['image_shape']}, which is "
-                f"not the backbone of this model: its layers, stem, norm or channels differ"
+                f"--backbone: the run in {folder} trained {about['model']} on images of {about['image_shape']}, which "
+                "is not the backbone of this model: its layers, stem, norm or channels differ"
             )
         fresh[kind]["backbone"] = found
     return fresh

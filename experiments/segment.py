@@ -1,7 +1,7 @@
 """How well does a convolutional network tell, for every pixel, what it belongs to?
 
     python -m experiments.segment                                       # digits in cluttered scenes, on a CPU
-    python -m experiments.segment --dataset photos                      # photos/images/*, photos/masks/*, photos/classes.txt
+    python -m experiments.segment --dataset photos                      # photos/images/*, photos/masks/*
     python -m experiments.segment --model unet_resnet18 --backbone runs/mnist_10k
 
 The data set is `scenes/NAME`, scenes made of the items of that set; or a folder of images with one of masks.
@@ -69,7 +69,7 @@ def main(config: Config) -> None:
         dataset,
         about={"options": options},
         best="miou",
-        show=("loss",),
+        show=("loss", "miou"),
         augment=named(config.augment),
         variables=variables,
         announce=partial(segmentation.print_start, dataset.name, sizes, dataset.class_names),

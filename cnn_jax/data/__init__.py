@@ -76,8 +76,8 @@ def load_annotated(
 
     Args:
         name: `scenes/NAME`, scenes made of the items of the classification set NAME, see `scenes.load`; a JSON file in
-            COCO's form, see `coco_json.load`; or, for segmentation, a folder with `images/` and `masks/`, see
-            `mask_folder.load`.
+            COCO's form, see `coco_json.load`; or, for segmentation, `nuclei`, or a folder with `images/` and `masks/`,
+            see `mask_folder.load`.
         data_dir: where prepared sets are; as for `load`.
         image_size: side of the images in pixels.
         scenes, seed: how many scenes to train on, and their seed.
@@ -87,6 +87,10 @@ def load_annotated(
     """
     name = str(name)
     path = Path(name).expanduser()
+    if name == "nuclei" and truth == "map":
+        from cnn_jax.data import nuclei
+
+        return nuclei.load(image_size=image_size)
     if name.startswith("scenes/"):
         from cnn_jax.data import scenes as made
 
@@ -101,7 +105,8 @@ def load_annotated(
         from cnn_jax.data import mask_folder
 
         return mask_folder.load(path, image_size=image_size)
-    known = "scenes/NAME, a JSON file in COCO's form" + (", or a folder with images/ and masks/" * (truth == "map"))
+    more = ", nuclei, or a folder with images/ and masks/"
+    known = "scenes/NAME, a JSON file in COCO's form" + more * (truth == "map")
     raise InputError(f"unknown data set {name!r}: give {known}")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from cnn_jax.data import dataset, images
 from cnn_jax.data.dataset import Dataset
-from cnn_jax.data.stream import Files, Stream, read_all
+from cnn_jax.data.stream import Files, Labelled, Stream, read_all
 from cnn_jax.errors import InputError
 
 TEST_FOLDERS = ("test", "val", "validation", "valid")
@@ -69,11 +69,11 @@ def load(path: str | Path, *, image_size: int | None = None, workers: int | None
     size, colour = f"{image_shape[0]} high and {image_shape[1]} wide", "grey" if image_shape[2] == 1 else "in colour"
     resize = image_size is not None
     if sum(map(len, splits)) * np.prod(image_shape) <= dataset.RESIDENT_BYTES:
-        splits = [read_all(files, image_shape, len(class_names), resize=resize) for files in splits]
+        splits = [read_all(Labelled(files, image_shape, len(class_names), resize)) for files in splits]
         mean, std = dataset.moments(splits[0]["image"])
     else:
         splits = [
-            Stream(files, image_shape, len(class_names), labels=files.labels, resize=resize, workers=workers)
+            Stream(Labelled(files, image_shape, len(class_names), resize), labels=files.labels, workers=workers)
             for files in splits
         ]
         mean = std = (0.5,) * image_shape[2]

@@ -1,9 +1,9 @@
 """Augmentation that moves boxes and maps with the image, on the device.
 
-Functions `name(key, batch, *, options) -> batch`, as in `augment`, whose `compose` joins them. What is in the batch
-beside `image` moves too: `boxes` f32[N,M,4] with `objects` bool[N,M], and `map` and `instances`, i32 or u8[N,H,W], where
-what comes in from outside is 255 in a map and 0 among instances. An object that is left with less than `least` of its
-box is one no more.
+Functions `name(key, batch, *, options) -> batch` as in `augment`, whose `compose` joins them. What is in the batch
+beside `image` moves too: `boxes` f32[N,M,4] with `objects` bool[N,M], and `map` and `instances`, i32 or u8[N,H,W],
+where what comes in from outside is 255 in a map and 0 among instances. An object that is left with less than a share
+of its box is one no more.
 """
 
 from collections.abc import Callable, Sequence

@@ -47,7 +47,7 @@ def decode(data: bytes, shape: tuple[int, int, int], *, resize: bool, where: obj
         InputError: the image is corrupt, or has another size.
     """
     height, width, channels = shape
-    image = _pixels(data, channels, where)
+    image = pixels(data, channels, where)
     if resize:
         image = _cover(image, height, width)
     elif image.shape[:2] != (height, width):
@@ -72,7 +72,8 @@ def resize_all(images: np.ndarray, size: int) -> np.ndarray:
     return np.stack([_cover(image, size, size).reshape(size, size, -1) for image in images])
 
 
-def _pixels(data: bytes, channels: int, where: object) -> np.ndarray:
+def pixels(data: bytes, channels: int, where: object) -> np.ndarray:
+    """The bytes of an image file as u8[H,W] (1 channel) or u8[H,W,3], of their own size."""
     from PIL import Image
 
     simplejpeg = _simplejpeg()

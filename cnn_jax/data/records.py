@@ -9,7 +9,7 @@ import numpy as np
 
 from cnn_jax.data import dataset
 from cnn_jax.data.dataset import Dataset
-from cnn_jax.data.stream import Stream, read_all
+from cnn_jax.data.stream import Labelled, Stream, read_all
 from cnn_jax.errors import InputError
 
 # Published means and standard deviations of the training images, in [0,1].
@@ -108,9 +108,10 @@ def load(name: str, data_dir: Path, *, image_size: int | None = None, workers: i
     train = records("train")
     parts = (train, records(test)) if test else _split(train)
     if sum(map(len, parts)) * np.prod(shape) <= dataset.RESIDENT_BYTES:
-        parts = [read_all(part, shape, label.num_classes, resize=size is not None) for part in parts]
+        parts = [read_all(Labelled(part, shape, label.num_classes, size is not None)) for part in parts]
     else:
-        parts = [Stream(part, shape, label.num_classes, resize=size is not None, workers=workers) for part in parts]
+        readers = [Labelled(part, shape, label.num_classes, size is not None) for part in parts]
+        parts = [Stream(reader, workers=workers) for reader in readers]
     if set_name.name in _MOMENTS:
         mean, std = _MOMENTS[set_name.name]
     elif isinstance(parts[0], dict):

@@ -1,8 +1,8 @@
 """Scenes: real items of a classification set at random sizes and places on cluttered grounds, with exact truth.
 
 Everything is made on the device from a key, so there is no end of them, and the same key makes the same scenes. Items
-are in ink of a random colour; they may lie partly behind each other, never more than a quarter of one. What is true of a
-scene is counted from its pixels: the box of an object is that of the pixels that are seen of it.
+are in ink of a random colour; they may lie partly behind each other, never more than a quarter of one. What is true of
+a scene is counted from its pixels: the box of an object is that of the pixels that are seen of it.
 """
 
 from functools import partial
@@ -29,7 +29,7 @@ def load(
     test: int = 500,
     size: int = 64,
     seed: int = 0,
-    most: int = 6,
+    most: int = 5,
 ) -> Dataset:
     """A set of scenes made of another set's images, those of its training split for training.
 
@@ -71,7 +71,7 @@ def load(
     )
 
 
-def make(key: jax.Array, items: dict, *, count: int, size: int = 64, most: int = 6) -> dict[str, np.ndarray]:
+def make(key: jax.Array, items: dict, *, count: int, size: int = 64, most: int = 5) -> dict[str, np.ndarray]:
     """So many scenes of items {"image": u8[N,h,w,1], "label": i32[N]}.
 
     Returns:
@@ -103,12 +103,12 @@ def _scene(key, items, size, most):
         i, key = given
         row_key, place_key, colour_key = jax.random.split(key, 3)
         row = jax.random.randint(row_key, (), 0, len(items["label"]))
-        ink = _placed(place_key, items["image"][row] / 255.0, size, (0.7, 1.5))
+        ink = _placed(place_key, items["image"][row] / 255.0, size, (0.8, 1.6))
         solid = ink >= SOLID
         # What would be left to see of those before.
         seen = jax.vmap(lambda j: ((instances == j + 1) & ~solid).sum())(jnp.arange(most))
         fits = (seen >= 0.75 * whole).all() & (solid.sum() >= 12) & (i < wanted)
-        painted = _painted(colour_key, picture, ink, contrast=0.4)
+        painted = _painted(colour_key, picture, ink, contrast=0.5)
         picture = jnp.where(fits, painted, picture)
         instances = jnp.where(fits & solid, i + 1, instances)
         return (picture, instances, whole.at[i].set(jnp.where(fits, solid.sum(), 0))), (items["label"][row], fits)
@@ -177,7 +177,7 @@ def _ground(key, size):
     return colours[0] + share * (colours[1] - colours[0]) + 0.04 * jax.random.normal(noise_key, (size, size, 3))
 
 
-def _clutter(key, picture, items, size, pieces=8):
+def _clutter(key, picture, items, size, pieces=6):
     """Pieces of items, too small to be any: strokes and corners that look like objects and are none."""
     for piece_key in jax.random.split(key, pieces):
         row_key, corner_key, place_key, colour_key = jax.random.split(piece_key, 4)

@@ -55,102 +55,101 @@ class Files:
         return self.paths[row]
 
 
-@dataclass(frozen=True)
-class _Head:
-    """The first rows of a `Source`."""
+class Reader(Protocol):
+    """Rows of a set, read and decoded one at a time, in whichever process: it must pickle."""
 
-    source: Source
-    count: int
+    image_shape: tuple[int, int, int]
 
-    def __len__(self) -> int:
-        return self.count
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int) -> tuple[bytes, int]:
-        return self.source[row]
+    def read(self, row: int) -> dict[str, np.ndarray]:
+        """What a batch holds of one row, without leading N: `image` u8[H,W,C] and what is true of it."""
 
-    def where(self, row: int) -> str:
-        return self.source.where(row)
+    def empty(self) -> dict[str, np.ndarray]:
+        """The same of a row that only fills up a batch."""
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads and decodes images, in whichever process."""
+class Labelled:
+    """A `Reader` of images with a label each."""
 
     source: Source
     image_shape: tuple[int, int, int]
-    resize: bool
     num_classes: int
+    resize: bool = True  # scale until the image just covers H×W and cut out the centre; otherwise all must be H×W
 
-    def image(self, row: int) -> tuple[np.ndarray, int]:
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, row: int) -> dict[str, np.ndarray]:
         data, label = self.source[row]
         where = self.source.where(row)
         if not 0 <= label < self.num_classes:
             raise InputError(f"{where}: label {label} is out of range: labels are 0 to {self.num_classes - 1}")
-        return images.decode(data, self.image_shape, resize=self.resize, where=where), label
-
-    def batch(self, rows: np.ndarray, map_rows=map) -> dict[str, np.ndarray]:
-        """rows i32[B] → a batch. `map_rows` may be that of a pool of threads: the decoders let go of Python's lock."""
-        mask = rows >= 0
-        batch = {
-            "image": np.zeros((len(rows), *self.image_shape), np.uint8),
-            "label": np.zeros(len(rows), np.int32),
-            "mask": mask,
+        return {
+            "image": images.decode(data, self.image_shape, resize=self.resize, where=where),
+            "label": np.int32(label),
         }
-        for place, (image, label) in zip(np.flatnonzero(mask), map_rows(self.image, rows[mask].tolist()), strict=True):
-            batch["image"][place], batch["label"][place] = image, label
-        return batch
 
-    def batch_or_error(self, rows: np.ndarray) -> dict:
-        """An exception that crosses processes loses its type: bad input is handed over as its sentence instead."""
+    def empty(self) -> dict[str, np.ndarray]:
+        return {"image": np.zeros(self.image_shape, np.uint8), "label": np.int32(0)}
+
+
+def read_all(reader: Reader) -> dict[str, np.ndarray]:
+    """A whole set as a dict of arrays with one row an image."""
+    (batch,) = Stream(reader, workers=0).batches(np.arange(len(reader))[None])
+    return {name: values for name, values in batch.items() if name != "mask"}
+
+
+def _batch(reader: Reader, rows: np.ndarray, map_rows=map) -> dict[str, np.ndarray]:
+    """rows i32[B] → a batch. `map_rows` may be that of a pool of threads: the decoders let go of Python's lock."""
+    mask = rows >= 0
+    batch = {name: np.stack([np.asarray(values)] * len(rows)) for name, values in reader.empty().items()}
+    for place, read in zip(np.flatnonzero(mask), map_rows(reader.read, rows[mask].tolist()), strict=True):
+        for name, values in read.items():
+            batch[name][place] = values
+    return {**batch, "mask": mask}
+
+
+@dataclass(frozen=True)
+class _BatchOrError:
+    """An exception that crosses processes loses its type: bad input is handed over as its sentence instead."""
+
+    reader: Reader
+
+    def __call__(self, rows: np.ndarray) -> dict:
         try:
-            return self.batch(rows)
+            return _batch(self.reader, rows)
         except InputError as error:
             return {"error": str(error)}
-
-
-def read_all(
-    source: Source, image_shape: tuple[int, int, int], num_classes: int, *, resize: bool
-) -> dict[str, np.ndarray]:
-    """Reads a whole source: {"image": u8[N,H,W,C], "label": i32[N]}; see `Stream` for arguments and errors."""
-    (batch,) = Stream(source, image_shape, num_classes, resize=resize, workers=0).batches(np.arange(len(source))[None])
-    return {"image": batch["image"], "label": batch["label"]}
 
 
 class Stream:
     """A split whose images are read as they are needed.
 
     Attributes:
-        labels: i32[N], or None where they are known only once the images are read.
+        labels: i32[N], or None where an image has not one label, or they are known only once the images are read.
         workers: processes that read and decode; 0 reads in this process, with a thread a core.
     """
 
     def __init__(
-        self,
-        source: Source,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
-        *,
-        labels: np.ndarray | None = None,
-        resize: bool = True,
-        workers: int | None = None,
+        self, reader: Reader, *, labels: np.ndarray | None = None, count: int | None = None, workers: int | None = None
     ):
         """
         Args:
-            source: the encoded images.
-            image_shape: (H, W, C) of the decoded ones.
-            num_classes: labels must be below.
+            reader: of the rows.
             labels: i32[N], if known without reading.
-            resize: scale each image until it just covers H×W and cut out the centre; otherwise all must be H×W.
+            count: only the first rows of the reader.
             workers: processes; None takes one a core, at most 8.
         """
         self.workers = min(os.cpu_count() or 1, 8) if workers is None else workers
         if self.workers < 0:
             raise InputError(f"workers is {workers}: give 0 or more")
-        self.labels = labels
-        self._reader = _Reader(source, tuple(image_shape), resize, num_classes)
+        self._reader, self._count = reader, len(reader) if count is None else min(count, len(reader))
+        self.labels = None if labels is None else labels[: self._count]
 
     def __len__(self) -> int:
-        return len(self._reader.source)
+        return self._count
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -159,12 +158,7 @@ class Stream:
 
     def head(self, count: int) -> "Stream":
         """The stream of the first `count` images."""
-        reader = self._reader
-        labels = None if self.labels is None else self.labels[:count]
-        return Stream(
-            _Head(reader.source, min(count, len(self))), reader.image_shape, reader.num_classes,
-            labels=labels, resize=reader.resize, workers=self.workers,
-        )  # fmt: skip
+        return Stream(self._reader, labels=self.labels, count=min(count, len(self)), workers=self.workers)
 
     def batches(self, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Reads S batches.
@@ -178,7 +172,7 @@ class Stream:
             rows: i32[S,B], each in [0, N), or −1 for padding.
 
         Yields:
-            S dicts: "image" u8[B,H,W,C], "label" i32[B], "mask" bool[B]; where padded, zeros and False.
+            S dicts: "image" u8[B,H,W,C], what is true of it, and "mask" bool[B]; where padded, zeros and False.
 
         Raises:
             InputError: a row out of range; a file that is missing or corrupt, or of another size, naming it.
@@ -199,7 +193,7 @@ class Stream:
         pool = ThreadPoolExecutor(os.cpu_count())
         try:
             for batch_rows in rows:
-                yield self._reader.batch(batch_rows, pool.map)
+                yield _batch(self._reader, batch_rows, pool.map)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -215,7 +209,7 @@ class Stream:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags, which only absl's own `app.run` parses.
         # An element is a whole batch, so neither the order nor the batches depend on the number of workers.
-        batches = grain.MapDataset.source(rows).map(self._reader.batch_or_error)
+        batches = grain.MapDataset.source(rows).map(_BatchOrError(self._reader))
         batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         iterator = iter(batches.mp_prefetch(options, worker_init_fn=_start_worker))

@@ -80,7 +80,8 @@ class FCOS(nn.Module):
         # The heads start at a probability of 0.01 for every class (Lin et al. 2017, "Focal loss", section 4.1).
         bias = nn.initializers.constant(-math.log(99))
         logits = _conv(self.num_classes, self.dtype, "logits", bias_init=bias, std=0.01)
-        distances = _conv(4, self.dtype, "distances", std=0.01)
+        # Above zero, where ReLU has a gradient.
+        distances = _conv(4, self.dtype, "distances", std=0.01, bias_init=nn.initializers.ones)
         centerness = _conv(1, self.dtype, "centerness", std=0.01)
         outputs = []
         for level in levels:
@@ -134,14 +135,14 @@ class Tower(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(1, self.depth + 1):
-            x = _conv(self.channels, self.dtype, f"conv{i}", std=0.01)(x)
+            x = _conv(self.channels, self.dtype, f"conv{i}")(x)
             x = nn.GroupNorm(math.gcd(32, self.channels), epsilon=1e-5, dtype=self.dtype, name=f"norm{i}")(x)
             x = nn.relu(x)
         return x
 
 
-def _conv(features: int, dtype, name: str, *, std: float, bias_init=nn.initializers.zeros) -> nn.Conv:
-    kernel_init = nn.initializers.normal(std)
+def _conv(features: int, dtype, name: str, *, std: float | None = None, bias_init=nn.initializers.zeros) -> nn.Conv:
+    kernel_init = nn.initializers.he_normal() if std is None else nn.initializers.normal(std)
     return nn.Conv(features, (3, 3), padding=1, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
 
 

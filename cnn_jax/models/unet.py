@@ -11,8 +11,9 @@ from cnn_jax.models.resnet import FAMILY, ResNet
 # What differs between the members: the way down.
 UNETS = {
     "unet": {"widths": (32, 64, 128, 256)},
-    "unet_small": {"widths": (16, 32, 64, 128)},
-    **{f"unet_{name}": {"widths": (32, 64, 128, 256, 512), **member} for name, member in FAMILY.items()},
+    # For images of 64 pixels or so: trains on a CPU.
+    "unet_small": {"widths": (16, 32, 64, 128), "depths": (1, 1, 2, 2), "stem": "medium", "width": 32, "convs": 1},
+    **{f"unet_{name}": {"widths": (32, 64, 128, 256), **member} for name, member in FAMILY.items()},
 }
 
 
@@ -23,6 +24,7 @@ class UNet(nn.Module):
 
     Attributes:
         widths: channels of the way up, and of the plain way down, fine to coarse.
+        convs: 3×3 convolutions of a step of the way.
         depths, block: of a `ResNet` that is the way down; without them it is plain, as in the paper.
         stem, width: of that ResNet.
         num_classes: length of the logits of a pixel.
@@ -36,6 +38,8 @@ class UNet(nn.Module):
     stem: str = "small"
     width: int = 64
     norm: str = "batch"
+    convs: int = 2
+    auxiliary: int = 0
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -43,8 +47,8 @@ class UNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits f32[N,H,W,num_classes] of normalised images f32[N,H,W,C]."""
 
-        def twice(x, features, name):
-            for i in (1, 2):
+        def step(x, features, name):
+            for i in range(1, self.convs + 1):
                 x = nn.Conv(
                     features, (3, 3), padding=1, use_bias=False, dtype=self.dtype,
                     kernel_init=nn.initializers.he_normal(), name=f"{name}_conv{i}",
@@ -66,20 +70,31 @@ class UNet(nn.Module):
                 dtype=self.dtype, head=False, name="backbone",
             )(x, train=train)  # fmt: skip
             down = [stages[f"stage{i}"] for i in range(1, len(self.depths) + 1)]
+            if self.stem != "small":
+                # Edges are seen at the size of the image, which the ResNet leaves at once.
+                down.insert(0, step(x, self.widths[0], "full"))
         else:
-            step = 2 ** (len(self.widths) - 1)
-            if images.ndim != 4 or any(side % step for side in images.shape[1:3]):
+            part = 2 ** (len(self.widths) - 1)
+            if images.ndim != 4 or any(side % part for side in images.shape[1:3]):
                 raise InputError(
-                    f"unet: images of shape {images.shape}, expected [N,H,W,C] with H and W multiples of {step}"
+                    f"unet: images of shape {images.shape}, expected [N,H,W,C] with H and W multiples of {part}"
                 )
             down = []
             for i, width in enumerate(self.widths, start=1):
-                x = twice(max_pool(x) if down else x, width, f"down{i}")
+                x = step(max_pool(x) if down else x, width, f"down{i}")
                 down.append(x)
         x = down.pop()
         while down:
             beside = down.pop()
             x = jax.image.resize(x, (*beside.shape[:3], x.shape[-1]), "bilinear")
-            x = twice(jnp.concatenate([beside, x], axis=-1), self.widths[len(down)], f"up{len(down) + 1}")
-        logits = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x).astype(jnp.float32)
-        return tap(self, "logits", jax.image.resize(logits, (*images.shape[:3], self.num_classes), "bilinear"))
+            x = step(
+                jnp.concatenate([beside, x], axis=-1),
+                self.widths[min(len(down), len(self.widths) - 1)],
+                f"up{len(down) + 1}",
+            )
+            if self.auxiliary and x.shape[1] == -(-images.shape[1] // self.auxiliary):
+                aux = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="aux_logits")(x).astype(jnp.float32)
+                aux = jax.image.resize(aux, (*images.shape[:3], self.num_classes), "bilinear")
+        logits = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
+        logits = tap(self, "logits", logits.astype(jnp.float32))
+        return {"logits": logits, "aux": aux} if self.auxiliary else logits

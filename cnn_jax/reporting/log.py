@@ -24,7 +24,7 @@ def log_run(
     Args:
         folder: the run's.
         steps: of the whole run; `batch_size` images each.
-        show: names of the numbers to print during training and after each evaluation.
+        show: names of the numbers to print during training and after each evaluation, where there are such.
         tensorboard: also write events under `folder/tensorboard`.
     """
     with Tracker(folder, tensorboard=tensorboard) as tracker, Progress(steps, unit_images=batch_size) as progress:
@@ -39,7 +39,7 @@ def log_run(
             # Arrays, such as a confusion matrix, are for the report.
             numbers = {name: value for name, value in values.items() if getattr(value, "ndim", 0) == 0}
             tracker.log(step, numbers, split=kind, epoch=epoch)
-            shown = {name: values[name] for name in show}
+            shown = {name: values[name] for name in show if name in values}
             if kind == "train":
                 progress.update(step, shown)
             else:

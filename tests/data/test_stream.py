@@ -13,7 +13,7 @@ from PIL import Image
 
 import cnn_jax
 from cnn_jax.data import stream
-from cnn_jax.data.stream import Files, Stream
+from cnn_jax.data.stream import Files, Labelled, Stream
 from cnn_jax.errors import InputError
 
 
@@ -38,7 +38,7 @@ ROWS = np.array([[3, 1, 9], [0, 0, 5], [2, -1, 4], [7, 8, 6], [-1, -1, -1]], np.
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_equal_for_any_number_of_workers(files, workers):
     """The truth is Pillow's, so the three are equal to each other bit for bit."""
-    batches = list(Stream(files, (32, 40, 3), 3, resize=False, workers=workers).batches(ROWS))
+    batches = list(Stream(Labelled(files, (32, 40, 3), 3, False), workers=workers).batches(ROWS))
     assert len(batches) == len(ROWS)
     for rows, batch in zip(ROWS, batches, strict=True):
         assert (batch["image"].dtype, batch["label"].dtype, batch["mask"].dtype) == (np.uint8, np.int32, bool)
@@ -51,7 +51,7 @@ def test_equal_for_any_number_of_workers(files, workers):
 
 def test_head(files):
     labels = np.arange(10, dtype=np.int32) % 3
-    head = Stream(files, (32, 40, 3), 3, labels=labels, resize=False, workers=0).head(4)
+    head = Stream(Labelled(files, (32, 40, 3), 3, False), labels=labels, workers=0).head(4)
     assert (len(head), head.image_shape, head.labels.tolist()) == (4, (32, 40, 3), [0, 1, 2, 0])
     (batch,) = head.batches(np.array([[3]]))
     np.testing.assert_array_equal(batch["image"][0], np.asarray(Image.open(files.paths[3]).convert("RGB")))
@@ -60,7 +60,7 @@ def test_head(files):
 
 
 def test_short_side_resized_and_centre_cut(files):
-    (batch,) = Stream(files, (16, 16, 3), 3, workers=0).batches(np.array([[0]]))
+    (batch,) = Stream(Labelled(files, (16, 16, 3), 3), workers=0).batches(np.array([[0]]))
     whole = np.asarray(Image.open(files.paths[0])).astype(float)
     halved = whole.reshape(16, 2, 20, 2, 3).mean((1, 3))[:, 2:18]
     assert np.abs(batch["image"][0] - halved).max() <= 0.5
@@ -69,7 +69,7 @@ def test_short_side_resized_and_centre_cut(files):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_name_the_file(files, workers):
     def read(shape=(32, 40, 3), num_classes=3):
-        return list(Stream(files, shape, num_classes, resize=False, workers=workers).batches(ROWS))
+        return list(Stream(Labelled(files, shape, num_classes, False), workers=workers).batches(ROWS))
 
     with pytest.raises(InputError, match=r"\.(jpg|png): label 2 is out of range: labels are 0 to 1"):
         read(num_classes=2)
@@ -90,13 +90,13 @@ def test_errors_name_the_file(files, workers):
 )
 def test_rows_are_checked_at_once(files, rows, says):
     with pytest.raises(InputError, match=says):
-        Stream(files, (32, 40, 3), 3).batches(np.array(rows))
+        Stream(Labelled(files, (32, 40, 3), 3)).batches(np.array(rows))
 
 
 def test_no_rows_and_bad_workers(files):
-    assert list(Stream(files, (32, 40, 3), 3).batches(np.zeros((0, 4), np.int32))) == []
+    assert list(Stream(Labelled(files, (32, 40, 3), 3)).batches(np.zeros((0, 4), np.int32))) == []
     with pytest.raises(InputError, match="workers is -1"):
-        Stream(files, (32, 40, 3), 3, workers=-1)
+        Stream(Labelled(files, (32, 40, 3), 3), workers=-1)
 
 
 def test_workers_are_not_used_where_shared_memory_is_short(files, monkeypatch):
@@ -105,7 +105,7 @@ def test_workers_are_not_used_where_shared_memory_is_short(files, monkeypatch):
 
     monkeypatch.setattr(Stream, "_by_workers", workers)
     monkeypatch.setattr(stream, "_free_shared_memory", lambda: 1000)
-    assert len(list(Stream(files, (32, 40, 3), 3, workers=2).batches(ROWS))) == len(ROWS)
+    assert len(list(Stream(Labelled(files, (32, 40, 3), 3), workers=2).batches(ROWS))) == len(ROWS)
 
 
 class DevicesInWorker:
@@ -127,7 +127,9 @@ class DevicesInWorker:
 
 
 def test_workers_take_no_device(files):
-    (batch,) = Stream(DevicesInWorker(files.paths[0]), (32, 40, 3), 3, resize=False, workers=1).batches(np.array([[0]]))
+    (batch,) = Stream(Labelled(DevicesInWorker(files.paths[0]), (32, 40, 3), 3, False), workers=1).batches(
+        np.array([[0]])
+    )
     assert batch["label"].tolist() == [0]
 
 
@@ -139,7 +141,8 @@ from cnn_jax.data import stream
 stream.FEW = 0
 if __name__ == "__main__":
     files = stream.Files(({path!r},), np.zeros(1, np.int32))
-    for batch in stream.Stream(files, (32, 40, 3), 3, workers=1).batches(np.zeros((9999, 2), np.int32)):
+    images = stream.Stream(stream.Labelled(files, (32, 40, 3), 3), workers=1)
+    for batch in images.batches(np.zeros((9999, 2), np.int32)):
         print("read", flush=True)
         time.sleep(0.05)
 """

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from cnn_jax import models, tasks, training
-from cnn_jax.data.stream import Files, Stream
+from cnn_jax.data.stream import Files, Labelled, Stream
 from cnn_jax.errors import InputError
 from cnn_jax.training import Checkpoints, Interrupted, NonFinite
 
@@ -87,7 +87,7 @@ def test_a_stream_is_the_same_data(tmp_path, whole):
     paths = [str(tmp_path / f"{i}.png") for i in range(SIZE)]
     for path, image in zip(paths, IMAGE, strict=True):
         Image.fromarray(image[..., 0]).save(path)
-    stream = Stream(Files(tuple(paths), LABEL), (8, 8, 1), CLASSES, labels=LABEL, workers=0)
+    stream = Stream(Labelled(Files(tuple(paths), LABEL), (8, 8, 1), CLASSES), labels=LABEL, workers=0)
     streamed = fit(stream, test=stream)
     # Rounding differs: there the images are gathered and converted inside the compiled step, here outside.
     for a, b in zip(jax.tree.leaves(streamed.state), jax.tree.leaves(whole[0].state), strict=True):

@@ -1,0 +1,125 @@
+"""Segmentation from a folder: `images/NAME.*` and `masks/NAME.png`, where a pixel of a mask is a class."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cnn_jax.data import annotated
+from cnn_jax.data.dataset import Dataset
+from cnn_jax.data.images import EXTENSIONS
+from cnn_jax.errors import InputError
+
+SIZE = 256
+
+
+def load(folder: Path, *, image_size: int | None = None, workers: int | None = None) -> Dataset:
+    """Loads a folder with `images/` and `masks/`, letterboxed into squares.
+
+    A mask is a grey or palette image of the size of its image; its values are classes from 0, and 255 where a pixel
+    counts nowhere. `classes.txt` in the folder names the classes, one a line; without it they are numbers. `train/` and
+    `val/` or `test/`, each with both folders, are the splits; otherwise a fifth of the images, chosen by name, is for
+    testing.
+
+    Args:
+        image_size: side of the squares in pixels; 256 by default.
+
+    Raises:
+        InputError: an image without a mask or the other way round, a mask of another size, unknown values, a corrupt
+            file.
+    """
+    size = image_size or SIZE
+    test = next((folder / name for name in ("val", "test") if (folder / name).is_dir()), None)
+    if (folder / "train").is_dir() and test:
+        pairs = [_pairs(folder / "train"), _pairs(test)]
+        how = f"split as its folders train and {test.name} say"
+    else:
+        every = _pairs(folder)
+        rows = annotated.split_by_name([image.name for image, _ in every])
+        pairs = [[every[i] for i in rows] for rows in rows]
+        how = "a fifth of the images, chosen by their names, for testing"
+    names = _class_names(folder, [mask for part in pairs for _, mask in part])
+    readers = tuple(_Reader(tuple(part), size, len(names)) for part in pairs)
+    source = f"Images and masks of the folder {folder}, letterboxed to {size}×{size}; {how}."
+    return annotated.assemble(folder.resolve().name, readers, names, source, workers=workers)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """See `stream.Reader`."""
+
+    pairs: tuple[tuple[Path, Path], ...]
+    size: int
+    num_classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (self.size, self.size, 3)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, row: int) -> dict[str, np.ndarray]:
+        image_path, mask_path = self.pairs[row]
+        image, classes = annotated.decode(image_path), _mask(mask_path)
+        if image.shape[:2] != classes.shape:
+            raise InputError(f"{mask_path}: the mask is {classes.shape} high and wide, its image {image.shape[:2]}")
+        unknown = sorted({*np.unique(classes).tolist()} - {*range(self.num_classes), annotated.IGNORE})
+        if unknown:
+            raise InputError(
+                f"{mask_path}: the mask has the values {unknown[:5]}: classes are 0 to {self.num_classes - 1}, and 255 "
+                "is for pixels that count nowhere"
+            )
+        return {
+            "image": annotated.letterbox(image, self.size)[0],
+            "map": annotated.letterbox(classes, self.size, pad=annotated.IGNORE, nearest=True)[0],
+        }
+
+    def empty(self) -> dict[str, np.ndarray]:
+        image = np.zeros(self.image_shape, np.uint8)
+        return {"image": image, "map": np.full(image.shape[:2], annotated.IGNORE, np.uint8)}
+
+
+def _pairs(folder: Path) -> list[tuple[Path, Path]]:
+    files = {}
+    for kind in ("images", "masks"):
+        if not (folder / kind).is_dir():
+            raise InputError(f"{folder} has no folder {kind}/: give a folder with images/ and masks/")
+        files[kind] = {p.stem: p for p in sorted((folder / kind).iterdir()) if p.suffix.lower() in EXTENSIONS}
+    if not files["images"]:
+        raise InputError(f"{folder / 'images'} holds no images")
+    for kind, other in (("images", "masks"), ("masks", "images")):
+        alone = sorted(files[kind].keys() - files[other].keys())
+        if alone:
+            raise InputError(
+                f"{files[kind][alone[0]]} has no file of that name in {other}/ (and {len(alone) - 1} more): give both"
+            )
+    return [(image, files["masks"][stem]) for stem, image in files["images"].items()]
+
+
+def _mask(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    from cnn_jax.data.images import corrupt
+
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("L", "P", "1"):
+                raise InputError(f"{path}: the mask is a picture of mode {image.mode}: give grey or palette, 8 bits")
+            return np.asarray(image).astype(np.uint8)
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise corrupt(path, error) from None
+
+
+def _class_names(folder: Path, masks: list[Path]) -> tuple[str, ...]:
+    file = folder / "classes.txt"
+    if file.is_file():
+        names = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    else:
+        values = sorted(set().union(*(np.unique(_mask(mask)).tolist() for mask in masks)) - {annotated.IGNORE})
+        names = tuple(str(i) for i in range(values[-1] + 1)) if values else ()
+    if len(names) < 2:
+        raise InputError(f"{folder}: its masks have {len(names)} classes: segmentation needs at least 2")
+    return names

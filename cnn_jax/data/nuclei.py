@@ -1,0 +1,59 @@
+"""The nuclei of StarDist's example: one microscope image of 512×512 pixels with 125 nuclei, drawn by hand.
+
+Its package carries image and mask (BSD-3): `pip install --no-deps stardist==0.9.1`. Only the files are read.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from cnn_jax.data import dataset
+from cnn_jax.data.dataset import Dataset
+from cnn_jax.errors import InputError
+
+SIDE = 512
+
+
+def load(*, image_size: int | None = None) -> Dataset:
+    """Crops of three quarters of the image to train on, and of the lower right quarter, which no crop touches, to test.
+
+    Args:
+        image_size: side of the crops in pixels, 128 by default; those for training overlap by three quarters.
+    """
+    size = image_size or 128
+    half = SIDE // 2
+    if half % size:
+        raise InputError(f"nuclei: image_size is {size}: it must divide {half}")
+    spec = find_spec("stardist")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("nuclei come with the package stardist: pip install --no-deps stardist==0.9.1")
+    from PIL import Image
+
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "images"
+    with Image.open(folder / "img2d.tif") as image, Image.open(folder / "mask2d.tif") as mask:
+        pixels, nuclei = np.asarray(image, np.float32), np.asarray(mask) > 0
+    low, high = np.percentile(pixels, (0.5, 99.8))
+    pixels = np.round(255 * ((pixels - low) / (high - low)).clip(0, 1)).astype(np.uint8)
+
+    def crops(corners):
+        rows = [(slice(y, y + size), slice(x, x + size)) for y, x in corners]
+        return {
+            "image": np.stack([pixels[row][..., None] for row in rows]),
+            "map": np.stack([nuclei[row].astype(np.uint8) for row in rows]),
+        }
+
+    places = range(0, SIDE - size + 1, size // 4)
+    train = crops([(y, x) for y in places for x in places if y + size <= half or x + size <= half])
+    test = crops([(y, x) for y in range(half, SIDE, size) for x in range(half, SIDE, size)])
+    mean, std = dataset.moments(train["image"])
+    return Dataset(
+        name="nuclei",
+        train=train,
+        test=test,
+        class_names=("ground", "nucleus"),
+        image_shape=(size, size, 1),
+        mean=mean,
+        std=std,
+        source=f"StarDist's example (BSD-3), in crops of {size}×{size}; its lower right quarter is for testing.",
+    )
