@@ -60,7 +60,7 @@ def move(key, batch, *, scale: tuple[float, float] = (1.0, 1.0), shift: float = 
     n, height, width = batch["image"].shape[:3]
     scale_key, shift_key = jax.random.split(key)
     factor = jnp.exp(jax.random.uniform(scale_key, (n,), minval=jnp.log(scale[0]), maxval=jnp.log(scale[1])))
-    away = jax.random.uniform(shift_key, (n, 2), minval=-shift, maxval=shift) * jnp.array([width, height])
+    away = jax.random.uniform(shift_key, (n, 2), minval=-shift, maxval=shift) * jnp.array([[width, height]])
     return moved(batch, factor, away, least=least)
 
 
@@ -70,8 +70,8 @@ def moved(batch: dict, factor: jax.Array, away: jax.Array, *, least: float = 0.3
     back = -away / factor[:, None]
     matrix = jnp.zeros((n, 2, 3)).at[:, [0, 1], [0, 1]].set(1 / factor[:, None]).at[:, :, 2].set(back)
     out = dict(batch, image=image_ops.affine(image_ops.as_float(batch["image"]), matrix))
-    x = (jnp.arange(width) - (width - 1) / 2) / factor[:, None] + back[:, :1] + (width - 1) / 2
-    y = (jnp.arange(height) - (height - 1) / 2) / factor[:, None] + back[:, 1:] + (height - 1) / 2
+    x = (jnp.arange(width)[None] - (width - 1) / 2) / factor[:, None] + back[:, :1] + (width - 1) / 2
+    y = (jnp.arange(height)[None] - (height - 1) / 2) / factor[:, None] + back[:, 1:] + (height - 1) / 2
     column, row = (jnp.floor(places + 0.5).astype(jnp.int32) for places in (x, y))
     inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
     for name, outside in OUTSIDE.items():
@@ -79,7 +79,7 @@ def moved(batch: dict, factor: jax.Array, away: jax.Array, *, least: float = 0.3
             take = jax.vmap(lambda values, row, column: values[row.clip(0, height - 1)][:, column.clip(0, width - 1)])
             out[name] = jnp.where(inside, take(batch[name], row, column), outside).astype(batch[name].dtype)
     if "boxes" in batch:
-        size = jnp.array([width, height, width, height], jnp.float32)
+        size = jnp.array([[[width, height, width, height]]], jnp.float32)
         moved_boxes = (batch["boxes"] - size / 2) * factor[:, None, None] + size / 2 + jnp.tile(away, 2)[:, None]
         seen = moved_boxes.clip(0, size)
         sides, whole = ((b[..., 2:] - b[..., :2]).prod(-1) for b in (seen, moved_boxes))

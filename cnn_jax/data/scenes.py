@@ -131,7 +131,7 @@ def _scene(key, items, size, most):
 
 def boxes_of(instances: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
     """The boxes around the pixels of objects 1 to `most` of a map i32[H,W]: (f32[most,4], whether there are any)."""
-    own = instances == jnp.arange(1, most + 1)[:, None, None]
+    own = instances[None] == jnp.arange(1, most + 1)[:, None, None]
     sides = []
     for axis in (1, 0):  # columns give left and right, rows top and bottom
         there = own.any(1 + (axis == 0))
@@ -161,7 +161,7 @@ def _painted(key, picture, ink, contrast):
     below = (picture * ink[..., None]).sum((0, 1)) / jnp.maximum(ink.sum(), 1e-6)
     apart = jnp.abs(colour - below).max()
     colour = jnp.where(apart >= contrast, colour, jnp.where(below < 0.5, below + 0.6, below - 0.6))
-    return picture + ink[..., None] * (colour - picture)
+    return picture + ink[..., None] * (colour[None, None] - picture)
 
 
 def _ground(key, size):
@@ -172,9 +172,12 @@ def _ground(key, size):
     waves = jax.random.normal(wave_key, (4, 2)) * jnp.array([1.0, 2.0, 4.0, 8.0])[:, None]
     y, x = jnp.mgrid[:size, :size] / size
     phases = jax.random.uniform(phase_key, (4, 1, 1))
-    height = jnp.cos(2 * jnp.pi * (waves[:, 0, None, None] * y + waves[:, 1, None, None] * x + phases)).mean(0)
+    height = jnp.cos(
+        2 * jnp.pi * (waves[:, 0, None, None] * y[None] + waves[:, 1, None, None] * x[None] + phases)
+    ).mean(0)
     share = (0.5 + height)[..., None].clip(0, 1)
-    return colours[0] + share * (colours[1] - colours[0]) + 0.04 * jax.random.normal(noise_key, (size, size, 3))
+    first, second = colours[:, None, None]
+    return first + share * (second - first) + 0.04 * jax.random.normal(noise_key, (size, size, 3))
 
 
 def _clutter(key, picture, items, size, pieces=6):

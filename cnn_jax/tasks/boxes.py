@@ -56,11 +56,13 @@ def nms(
         (rows i32[limit] by falling score, chosen bool[limit]), False where nothing was left to choose.
     """
 
+    boxes, labels = jnp.asarray(boxes), jnp.asarray(labels)
+
     def choose(left, _):
         best = jnp.argmax(left)
         chosen = left[best] > -jnp.inf
-        near = (iou(boxes[best], boxes) > threshold) & (labels == labels[best])
+        near = (iou(boxes[best][None], boxes) > threshold) & (labels == labels[best])
         left = jnp.where(near | (jnp.arange(len(left)) == best), -jnp.inf, left)
         return left, (best.astype(jnp.int32), chosen)
 
-    return jax.lax.scan(choose, scores, None, length=limit)[1]
+    return jax.lax.scan(choose, jnp.asarray(scores), None, length=limit)[1]

@@ -83,12 +83,12 @@ def detect(
         positive, which = jax.vmap(assign)(batch["boxes"], real)
         label = jnp.take_along_axis(batch["label"], which, axis=1)
         target = jnp.take_along_axis(batch["boxes"], which[..., None], axis=1)
-        one_hot = (label[..., None] == jnp.arange(num_classes)) & positive[..., None]
-        classes = focal_loss(flat(outputs, "logits", (num_classes,)), one_hot.astype(jnp.float32)).sum((1, 2))
+        one_hot = jax.nn.one_hot(label, num_classes) * positive[..., None]
+        classes = focal_loss(flat(outputs, "logits", (num_classes,)), one_hot).sum((1, 2))
 
         distances = flat(outputs, "distances", (4,))
         overlap = bx.generalized_iou(_decode(centers, sizes, distances), target)
-        sides = _sides(centers, target)
+        sides = _sides(centers[None], target)
         near, far = jnp.minimum(sides[..., :2], sides[..., 2:]), jnp.maximum(sides[..., :2], sides[..., 2:])
         middle = jnp.sqrt(jnp.where(positive, jnp.prod(near / jnp.where(far > 0, far, 1), axis=-1), 1))
         centerness = optax.sigmoid_binary_cross_entropy(flat(outputs, "centerness"), middle)
@@ -113,7 +113,7 @@ def detect(
             place, label = rows // num_classes, rows % num_classes
             decoded = _decode(centers, sizes, level["distances"].reshape(len(scores), -1, 4))
             decoded = jnp.take_along_axis(decoded, place[..., None], axis=1)
-            limits = jnp.array([width, height, width, height], jnp.float32)
+            limits = jnp.array([width, height, width, height], jnp.float32)[None, None]
             best.append((decoded.clip(0, limits), scores, label.astype(jnp.int32)))
         all_boxes, scores, labels = (jnp.concatenate(part, axis=1) for part in zip(*best, strict=True))
         scores = jnp.where(scores > score_threshold, scores, -jnp.inf)
@@ -180,7 +180,7 @@ def _places(outputs: list[dict], strides: Sequence[int]) -> tuple[jax.Array, jax
 
 def _decode(centers: jax.Array, sizes: jax.Array, distances: jax.Array) -> jax.Array:
     """Boxes f32[N,A,4] from distances to their sides in strides."""
-    away = distances * sizes[:, None]
+    away, centers = distances * sizes[None, :, None], centers[None]
     return jnp.concatenate([centers - away[..., :2], centers + away[..., 2:]], axis=-1)
 
 
@@ -191,12 +191,12 @@ def _sides(centers: jax.Array, boxes: jax.Array) -> jax.Array:
 
 def _assign(centers, sizes, boxes, real, strides, radius) -> tuple[jax.Array, jax.Array]:
     """Which object of f32[M,4] each place learns, the smallest that it may: (whether there is one bool[A], i32[A])."""
-    sides = _sides(centers[:, None], boxes)
+    sides = _sides(centers[:, None], boxes[None])
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    near = jnp.abs(centers[:, None] - middle).max(-1) < radius * sizes[:, None]
+    near = jnp.abs(centers[:, None] - middle[None]).max(-1) < radius * sizes[:, None]
     least = jnp.where(sizes == strides[0], 0, 4 * sizes)[:, None]
     most = jnp.where(sizes == strides[-1], jnp.inf, 8 * sizes)[:, None]
     farthest = sides.max(-1)
-    fits = near & (sides.min(-1) > 0) & (farthest > least) & (farthest < most) & real
-    size = jnp.where(fits, bx.area(boxes), jnp.inf)
+    fits = near & (sides.min(-1) > 0) & (farthest > least) & (farthest < most) & real[None]
+    size = jnp.where(fits, bx.area(boxes)[None], jnp.inf)
     return fits.any(1), jnp.argmin(size, axis=1)

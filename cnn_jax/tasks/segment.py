@@ -76,7 +76,7 @@ def segment(
         valid = labels != ignore
         one_hot = jax.nn.one_hot(jnp.where(valid, labels, -1), num_classes)  # of an ignored pixel all zeros
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-        weights = (one_hot * pixel_weights).sum(-1)
+        weights = one_hot @ pixel_weights
         return sum(weight * known[name](log_p, one_hot, weights, gamma) for name, weight in weights_of.items())
 
     def loss(outputs, batch):
@@ -178,7 +178,7 @@ def _boundary_counts(prediction, labels, valid, num_classes, reach):
     one, true. A boundary pixel belongs to the class and has one of the four beside it that does not."""
 
     def edges(classes):
-        own = (classes[..., None] == jnp.arange(num_classes)) & valid[..., None]
+        own = (jax.nn.one_hot(classes, num_classes) > 0) & valid[..., None]
         inside = own
         for axis in (1, 2):
             for shift in (1, -1):

@@ -1,0 +1,112 @@
+"""COCO's metrics by hand; against pycocotools they are in test_coco_peers.py."""
+
+import numpy as np
+import pytest
+
+from cnn_jax.tasks import coco
+
+
+def case(predicted, true):
+    """predicted: images of (box, score, label); true: images of (box, label, crowd)."""
+
+    def table(images, width):
+        most = max(1, *(len(image) for image in images))
+        boxes, numbers, labels = np.zeros((len(images), most, 4)), np.zeros((len(images), most)), np.zeros((2, 0))
+        labels = np.zeros((len(images), most), int)
+        objects = np.zeros((len(images), most), bool)
+        for i, image in enumerate(images):
+            for j, (box, a, b) in enumerate(image):
+                number, label = (a, b) if width == "score" else (b, a)
+                boxes[i, j], numbers[i, j], labels[i, j], objects[i, j] = box, number, label, True
+        return {"boxes": boxes, "label": labels, "objects": objects, width: numbers}
+
+    found, truth = table(predicted, "score"), table(true, "crowd")
+    found["scores"] = found.pop("score")
+    truth["crowd"] = truth["crowd"].astype(bool)
+    truth["area"] = np.prod(truth["boxes"][..., 2:] - truth["boxes"][..., :2], axis=-1)
+    return found, truth
+
+
+BOX, FAR = (10, 10, 30, 30), (100, 100, 130, 140)
+
+
+def test_all_found_and_nothing_else():
+    metrics = coco.summarize(*case([[(BOX, 0.9, 0), (FAR, 0.8, 1)]], [[(BOX, 0, 0), (FAR, 1, 0)]]), 2)
+    for name in ("ap", "ap50", "ap75", "ar1", "ar100", "precision", "recall", "f1", "voc_ap"):
+        assert metrics[name] == pytest.approx(1), name
+    assert metrics["ap_small"] == metrics["ap_medium"] == pytest.approx(1)
+    assert np.isnan(metrics["ap_large"])
+    assert metrics["objects"] == 2
+    assert metrics["score_threshold"] == 0.8
+
+
+def test_one_of_two_and_one_too_many():
+    # By falling score: right, wrong. Recall 1/2 with precision 1, so 51 of 101 recalls have precision 1.
+    found, true = case([[(BOX, 0.9, 0), ((200, 200, 220, 220), 0.8, 0)]], [[(BOX, 0, 0), (FAR, 0, 0)]])
+    metrics = coco.summarize(found, true, 1)
+    assert metrics["ap50"] == pytest.approx(51 / 101)
+    assert metrics["voc_ap"] == pytest.approx(0.5)
+    assert (metrics["precision"], metrics["recall"]) == (1, 0.5)
+    assert metrics["ar1"] == metrics["ar100"] == pytest.approx(0.5)
+
+
+def test_the_overlap_decides_at_each_threshold():
+    # 20×20 against 20×16 in it: IoU 0.8, which passes 0.5 to 0.8, seven of ten.
+    metrics = coco.summarize(*case([[((10, 10, 30, 26), 0.9, 0)]], [[(BOX, 0, 0)]]), 1)
+    assert metrics["ap"] == pytest.approx(0.7)
+    assert metrics["ap75"] == pytest.approx(1)
+
+
+def test_a_second_box_on_the_same_object_is_wrong():
+    metrics = coco.summarize(*case([[(BOX, 0.5, 0), (BOX, 0.9, 0)], []], [[(BOX, 0, 0)], [(BOX, 0, 0)]]), 1)
+    assert metrics["recall"] == 0.5
+    assert metrics["precision"] == 1  # the best threshold leaves the second out
+    assert metrics["ap50"] == pytest.approx(51 / 101)
+
+
+def test_crowds_are_neither_right_nor_wrong():
+    found, true = case([[(BOX, 0.9, 0), (FAR, 0.8, 0), (FAR, 0.7, 0)]], [[(BOX, 0, 0), (FAR, 0, 1)]])
+    metrics = coco.summarize(found, true, 1)
+    assert metrics["ap"] == metrics["precision"] == metrics["voc_ap"] == pytest.approx(1)
+    assert metrics["objects"] == 1
+
+
+def test_nothing_there_and_nothing_found():
+    empty = coco.summarize(*case([[], []], [[], []]), 3)
+    assert np.isnan(empty["ap"])
+    missed = coco.summarize(*case([[]], [[(BOX, 0, 0)]]), 1)
+    assert missed["ap"] == missed["f1"] == 0
+
+
+def random_case(rng, images=12, detections=15, objects=6, classes=4, *, ties=False):
+    """Detections near objects, with crowds, images without any, and perhaps equal scores."""
+    corner, size = rng.uniform(0, 150, (images, objects, 2)), rng.uniform(4, 120, (images, objects, 2))
+    true = {"boxes": np.round(np.concatenate([corner, corner + size], -1))}
+    true |= {"label": rng.integers(0, classes, (images, objects)), "objects": rng.random((images, objects)) < 0.6}
+    true |= {"crowd": rng.random((images, objects)) < 0.15}
+    true["objects"][0] = False
+    true["area"] = np.prod(size, -1) * rng.uniform(0.4, 1, size.shape[:2])
+    source = rng.integers(0, objects, (images, detections))
+    boxes = np.take_along_axis(true["boxes"], source[..., None], 1) + np.round(rng.normal(0, 4, (*source.shape, 4)))
+    boxes[..., 2:] = np.maximum(boxes[..., 2:], boxes[..., :2] + 1)
+    label = np.take_along_axis(true["label"], source, 1)
+    label = np.where(rng.random(source.shape) < 0.8, label, rng.integers(0, classes, source.shape))
+    scores = rng.random(source.shape)
+    scores = np.round(scores, 1) if ties else scores
+    found = {"boxes": boxes, "label": label, "scores": scores, "objects": rng.random(source.shape) < 0.8}
+    found["objects"][1] = False
+    return found, true
+
+
+def test_padding_and_the_order_of_images_change_nothing():
+    found, true = random_case(np.random.default_rng(0))
+    metrics = coco.summarize(found, true, 4)
+    pad = lambda x: np.concatenate([x, np.ones_like(x[:, :3])], axis=1)  # noqa: E731
+    padded = [{name: pad(x) for name, x in of.items()} for of in (found, true)]
+    for of in padded:
+        of["objects"][:, -3:] = False
+    turned = [{name: x[::-1] for name, x in of.items()} for of in (found, true)]
+    for other in (padded, turned):
+        again = coco.summarize(*other, 4)
+        for name in metrics:
+            np.testing.assert_allclose(again[name], metrics[name], atol=1e-12, err_msg=name)

@@ -1,0 +1,149 @@
+"""Segmentation's losses and metrics by hand and by slow loops; scikit-learn and torch are in test_segment_peers.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn_jax.errors import InputError
+from cnn_jax.tasks import Averaged, segment
+
+C = 3
+TASK = segment(C)
+RNG = np.random.default_rng(0)
+
+
+def case(n=3, size=12):
+    maps = RNG.integers(0, C, (n, size, size)).astype(np.uint8)
+    maps[:, :2] = 255
+    return RNG.normal(size=(n, size, size, C)).astype(np.float32), {"map": maps}
+
+
+def slow(logits, maps):
+    """Counts a pixel at a time."""
+    confusion = np.zeros((C, C), int)
+    for true, scores in zip(maps.ravel(), logits.reshape(-1, C), strict=True):
+        if true != 255:
+            confusion[true, scores.argmax()] += 1
+    return confusion
+
+
+def test_metrics_count_pixels():
+    logits, batch = case()
+    metrics = TASK.summarize([TASK.measure(logits, batch)])
+    confusion = slow(logits, batch["map"])
+    np.testing.assert_array_equal(metrics["confusion"], confusion)
+    for c in range(C):
+        union = confusion[c].sum() + confusion[:, c].sum() - confusion[c, c]
+        assert metrics["iou_per_class"][c] == pytest.approx(confusion[c, c] / union)
+        assert metrics["dice_per_class"][c] == pytest.approx(2 * confusion[c, c] / (union + confusion[c, c]))
+    assert metrics["miou"] == pytest.approx(metrics["iou_per_class"].mean())
+    assert metrics["pixel_accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
+
+
+def test_batches_and_padding_change_nothing():
+    logits, batch = case()
+    whole = TASK.summarize([TASK.measure(logits, batch)])
+    parts = [TASK.measure(logits[i : i + 1], {"map": batch["map"][i : i + 1]}) for i in range(3)]
+    padded = TASK.measure(np.concatenate([logits, logits]), {"map": np.concatenate([batch["map"]] * 2)})
+    padded["mask"] = np.arange(6) < 3
+    for other in (parts, [padded]):
+        again = TASK.summarize(other)
+        for name in whole:
+            np.testing.assert_allclose(again[name], whole[name], rtol=1e-6, err_msg=name)
+
+
+def test_a_class_that_occurs_nowhere_is_left_out():
+    logits = np.zeros((1, 4, 4, C), np.float32)
+    logits[..., 0] = 1
+    metrics = TASK.summarize([TASK.measure(logits, {"map": np.zeros((1, 4, 4), np.uint8)})])
+    assert metrics["miou"] == 1
+    assert np.isnan(metrics["iou_per_class"][1:]).all()
+
+
+def test_cross_entropy_by_hand():
+    logits = jnp.log(jnp.array([[[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]]]))
+    maps = jnp.array([[[0, 1]]], jnp.uint8)
+    loss, parts = TASK.loss(logits, {"map": maps})
+    np.testing.assert_allclose(loss, [-(np.log(0.5) + np.log(0.8)) / 2], rtol=1e-6)
+    assert parts["accuracy"] == 1
+    weighted, _ = segment(C, class_weights=(1, 3, 1)).loss(logits, {"map": maps})
+    np.testing.assert_allclose(weighted, [-(np.log(0.5) + 3 * np.log(0.8)) / 4], rtol=1e-6)
+    ignored, _ = TASK.loss(logits, {"map": jnp.array([[[0, 255]]], jnp.uint8)})
+    np.testing.assert_allclose(ignored, [-np.log(0.5)], rtol=1e-6)
+    focal, _ = segment(C, losses={"focal": 1}).loss(logits, {"map": maps})
+    np.testing.assert_allclose(focal, [-(0.25 * np.log(0.5) + 0.04 * np.log(0.8)) / 2], rtol=1e-5)
+    # Dice of class 0: 2·0.5 / (0.6 + 1); of class 1: 2·0.8 / (1.05 + 1).
+    dice, _ = segment(C, losses={"dice": 1}).loss(logits, {"map": maps})
+    np.testing.assert_allclose(dice, [1 - (1 / 1.6 + 1.6 / 2.05) / 2], rtol=1e-5)
+    both, _ = segment(C, losses={"cross_entropy": 2, "dice": 0.5}).loss(logits, {"map": maps})
+    np.testing.assert_allclose(both, 2 * TASK.loss(logits, {"map": maps})[0] + 0.5 * dice, rtol=1e-5)
+
+
+def test_the_auxiliary_loss_is_added():
+    logits, batch = case()
+    other = logits[::-1]
+    value, _ = segment(C, auxiliary=0.3).loss({"logits": logits, "aux": other}, batch)
+    np.testing.assert_allclose(value, TASK.loss(logits, batch)[0] + 0.3 * TASK.loss(other, batch)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "dice"])
+def test_gradients_are_finite_even_where_nothing_counts(name):
+    task = segment(C, losses={name: 1})
+    logits, batch = case()
+    for maps in (batch["map"], np.full_like(batch["map"], 255)):
+        value, grads = jax.value_and_grad(lambda x, maps=maps: task.loss(x, {"map": maps})[0].sum())(logits * 50)
+        assert np.isfinite(value)
+        assert np.isfinite(grads).all()
+
+
+def test_boundaries():
+    truth = np.zeros((1, 12, 12), np.uint8)
+    truth[0, 3:9, 3:9] = 1
+    for shift, tolerance, right in ((0, 0, 1), (2, 2, 1), (2, 1, None)):
+        logits = np.asarray(jax.nn.one_hot(np.roll(truth, shift, axis=2), C)) * 9
+        task = segment(C, boundary=tolerance)
+        found = task.summarize([task.measure(logits, {"map": truth})])["boundary_f1_per_class"][1]
+        assert found == pytest.approx(1) if right else found < 1
+
+
+def test_several_looks():
+    class Edge:
+        def apply(self, variables, images, *, train=False):
+            return jnp.concatenate([images, 2 * jnp.roll(images, 1, axis=2)], axis=-1)
+
+    images = jnp.asarray(RNG.normal(size=(1, 64, 96, 1)), jnp.float32)
+    once = Averaged(Edge(), flip=False).apply({}, images)
+    np.testing.assert_allclose(once, jax.nn.log_softmax(Edge().apply({}, images)), atol=1e-5)
+    twice = Averaged(Edge()).apply({}, images)
+    mirrored = Averaged(Edge()).apply({}, images[:, :, ::-1])[:, :, ::-1]
+    np.testing.assert_allclose(twice, mirrored, atol=1e-5)
+
+    class Pointwise:
+        def apply(self, variables, images, *, train=False):
+            assert max(images.shape[1:3]) <= 32
+            return jnp.concatenate([images, -images], axis=-1)
+
+    windows = Averaged(Pointwise(), flip=False, window=32).apply({}, images)
+    np.testing.assert_allclose(windows, jax.nn.log_softmax(jnp.concatenate([images, -images], -1)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_classes": 1}, "at least 2 classes"),
+        ({"losses": {"hinge": 1}}, "expected weights of 0 or more for cross_entropy"),
+        ({"class_weights": (1, 2)}, "give 3 numbers"),
+    ],
+)
+def test_bad_arguments(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        segment(**{"num_classes": C} | options)
+
+
+def test_wrong_shapes():
+    logits, batch = case()
+    with pytest.raises(InputError, match="map has shape"):
+        TASK.loss(logits, {"map": batch["map"][:, :-1]})
+    with pytest.raises(InputError, match="expected logits"):
+        TASK.predict(logits[..., :2])
