@@ -34,7 +34,7 @@ def letterbox(image: np.ndarray, size: int, *, pad: int = PAD, nearest: bool = F
     return square, scale
 
 
-def decode(path, channels: int = 3) -> np.ndarray:
+def decode(path, channels: int) -> np.ndarray:
     """An image file as u8[H,W,channels] of its own size."""
     try:
         with open(path, "rb") as file:

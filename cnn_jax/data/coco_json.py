@@ -100,7 +100,7 @@ class _Reader:
 
     def read(self, row: int) -> dict[str, np.ndarray]:
         of = self.annotations
-        image = annotated.decode(of.paths[row])
+        image = annotated.decode(of.paths[row], 3)
         if image.shape[:2] != of.sizes[row]:
             raise InputError(f"{of.paths[row]}: is {image.shape[:2]} high and wide, and its JSON says {of.sizes[row]}")
         square, scale = annotated.letterbox(image, self.size)

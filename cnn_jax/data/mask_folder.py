@@ -61,7 +61,7 @@ class _Reader:
 
     def read(self, row: int) -> dict[str, np.ndarray]:
         image_path, mask_path = self.pairs[row]
-        image, classes = annotated.decode(image_path), _mask(mask_path)
+        image, classes = annotated.decode(image_path, 3), _mask(mask_path)
         if image.shape[:2] != classes.shape:
             raise InputError(f"{mask_path}: the mask is {classes.shape} high and wide, its image {image.shape[:2]}")
         unknown = sorted({*np.unique(classes).tolist()} - {*range(self.num_classes), annotated.IGNORE})

@@ -12,7 +12,14 @@ from cnn_jax.models.resnet import FAMILY, ResNet
 UNETS = {
     "unet": {"widths": (32, 64, 128, 256)},
     # For images of 64 pixels or so: trains on a CPU.
-    "unet_small": {"widths": (16, 32, 64, 128), "depths": (1, 1, 2, 2), "stem": "medium", "width": 32, "convs": 1},
+    "unet_small": {
+        "widths": (16, 32, 64, 128),
+        "depths": (1, 1, 2, 2),
+        "stem": "medium",
+        "width": 32,
+        "convs": 1,
+        "auxiliary": 4,
+    },
     **{f"unet_{name}": {"widths": (32, 64, 128, 256), **member} for name, member in FAMILY.items()},
 }
 
@@ -29,6 +36,8 @@ class UNet(nn.Module):
         stem, width: of that ResNet.
         num_classes: length of the logits of a pixel.
         norm: "batch", or "group" of 8 groups.
+        auxiliary: also predict from the way up at this stride, 0 for none. Where objects are thin, as strokes are, their
+            classes are learned many times sooner so (deep supervision, Lee et al. 2015).
     """
 
     widths: tuple[int, ...]
@@ -44,8 +53,8 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits f32[N,H,W,num_classes] of normalised images f32[N,H,W,C]."""
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array | dict[str, jax.Array]:
+        """Logits f32[N,H,W,num_classes] of normalised images f32[N,H,W,C]; {"logits", "aux"} with `auxiliary`."""
 
         def step(x, features, name):
             for i in range(1, self.convs + 1):

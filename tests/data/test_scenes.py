@@ -75,9 +75,9 @@ def test_the_moved_box_is_that_of_the_moved_mask(factor):
     boxes, there = jax.vmap(lambda x: scenes.boxes_of(x.astype(jnp.int32), 4))(out["instances"])
     # A box that is only just in the image may hold no pixel of its object.
     assert not (there & ~out["objects"]).any()
-    both = there & out["objects"] & (np.asarray(batch()["boxes"] == out["boxes"]).any() | True)
-    inside = both & (out["boxes"].min(-1) > 0) & (out["boxes"].max(-1) < 48)
-    assert inside.sum() > 5
+    # Where an edge cuts a box, that of what is left of the object may be smaller.
+    inside = there & out["objects"] & (out["boxes"].min(-1) > 0) & (out["boxes"].max(-1) < 48)
+    assert inside.sum() >= 4
     apart = np.abs(np.asarray(boxes - out["boxes"]))[np.asarray(inside)]
     assert apart.max() <= (0 if factor == 1 else 1)
 
@@ -100,6 +100,7 @@ def test_named():
     augment = geometry.named(("flip", "scale", "crop", "color"))
     out = jax.jit(augment)(jax.random.key(2), batch())
     assert out["image"].shape == batch()["image"].shape
-    assert (0 <= out["boxes"].min()) and (out["boxes"].max() <= 48)
+    assert out["boxes"].min() >= 0
+    assert out["boxes"].max() <= 48
     with pytest.raises(InputError, match="did you mean 'flip'"):
         geometry.named(("flop",))

@@ -22,9 +22,17 @@ def test_every_model_keeps_the_contract(name):
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     assert set(variables) <= {"params", "batch_stats"}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits, state = jax.eval_shape(lambda v, x: model.apply(v, x, mutable=["intermediates"]), variables, images)
-    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
-    assert state["intermediates"]["logits"][0].shape == (2, 7)
+    outputs, state = jax.eval_shape(lambda v, x: model.apply(v, x, mutable=["intermediates"]), variables, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype("float32")}
+    if name.startswith("fcos"):
+        sides = [-(-32 // stride) for stride in model.strides]
+        assert [level["logits"].shape for level in outputs] == [(2, side, side, 7) for side in sides]
+        assert [level["distances"].shape for level in outputs] == [(2, side, side, 4) for side in sides]
+        assert [level["centerness"].shape for level in outputs] == [(2, side, side) for side in sides]
+    else:
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+        shape = (2, 32, 32, 7) if name.startswith(("unet", "deeplab")) else (2, 7)
+        assert logits.shape == state["intermediates"]["logits"][0].shape == shape
     train = inspect.signature(type(model).__call__).parameters["train"]
     assert (train.kind, train.default) == (inspect.Parameter.KEYWORD_ONLY, False)
 
@@ -36,7 +44,7 @@ def test_unknown_names_and_options_name_the_nearest():
         models.create("resnet18", num_class=3)
     with pytest.raises(InputError, match="unknown option of resnet18 'depths'"):
         models.create("resnet18", depths=(1, 1))
-    with pytest.raises(InputError, match=r"unknown stem 'big'.*large, small"):
+    with pytest.raises(InputError, match=r"unknown stem 'big'.*large, medium, small"):
         models.create("resnet18", stem="big")
     with pytest.raises(InputError, match="unknown norm 'bath': did you mean 'batch'"):
         models.create("resnet18", norm="bath")
