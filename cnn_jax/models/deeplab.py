@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.models.layers import tap
+from cnn_jax.models.layers import BatchNorm, Conv, tap
 from cnn_jax.models.resnet import FAMILY, ResNet
 
 DEEPLABS = {f"deeplabv3_{name}": member for name, member in FAMILY.items() if member["block"] == "bottleneck"}
@@ -43,20 +43,13 @@ class DeepLabV3(nn.Module):
         """
 
         def block(x, features, name, *, side=1, dilation=1):
-            x = nn.Conv(
-                features, (side, side), padding=dilation * (side // 2), kernel_dilation=dilation, use_bias=False,
-                dtype=self.dtype, name=f"{name}_conv",
-            )(x)  # fmt: skip
+            x = Conv(features, side, dilation=dilation, use_bias=False, dtype=self.dtype, name=f"{name}_conv")(x)
             if self.norm == "group":
                 return nn.relu(nn.GroupNorm(32, epsilon=1e-5, dtype=self.dtype, name=f"{name}_norm")(x))
-            norm = nn.BatchNorm(
-                use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name,
-                name=f"{name}_norm",
-            )  # fmt: skip
-            return nn.relu(norm(x))
+            return nn.relu(BatchNorm(train, self.axis_name, self.dtype, name=f"{name}_norm")(x))
 
         def to_pixels(x, name):
-            x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name=name)(x).astype(jnp.float32)
+            x = Conv(self.num_classes, 1, dtype=self.dtype, name=name)(x).astype(jnp.float32)
             return jax.image.resize(x, (*images.shape[:3], self.num_classes), "bilinear")
 
         def dropout(x, rate):

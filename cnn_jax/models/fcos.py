@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import InputError
-from cnn_jax.models.layers import tap
+from cnn_jax.models.layers import Conv, tap
 from cnn_jax.models.resnet import FAMILY, ResNet
 
 SMALL = {"depths": (1, 1, 1, 1), "block": "basic", "stem": "medium", "width": 32}
@@ -109,10 +109,7 @@ class Pyramid(nn.Module):
         uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
         def conv(side, stride, name):
-            return nn.Conv(
-                self.channels, (side, side), (stride, stride), side // 2, dtype=self.dtype, kernel_init=uniform,
-                name=name,
-            )  # fmt: skip
+            return Conv(self.channels, side, stride, dtype=self.dtype, kernel_init=uniform, name=name)
 
         sums, above = [], None
         for i in reversed(range(len(stages))):
@@ -141,9 +138,9 @@ class Tower(nn.Module):
         return x
 
 
-def _conv(features: int, dtype, name: str, *, std: float | None = None, bias_init=nn.initializers.zeros) -> nn.Conv:
+def _conv(features: int, dtype, name: str, *, std: float | None = None, bias_init=nn.initializers.zeros) -> Conv:
     kernel_init = nn.initializers.he_normal() if std is None else nn.initializers.normal(std)
-    return nn.Conv(features, (3, 3), padding=1, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
+    return Conv(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
 
 
 def _enlarged(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

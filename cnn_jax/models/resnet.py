@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import InputError, unknown
-from cnn_jax.models.layers import max_pool_3x3, tap
+from cnn_jax.models.layers import BatchNorm, Conv, max_pool_3x3, tap
 
 # What differs between the members: the number of blocks in each stage, and their kind.
 FAMILY = {
@@ -86,15 +86,7 @@ class ResNet(nn.Module):
             if self.norm == "group":
                 groups = math.gcd(32, x.shape[-1])
                 return nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, scale_init=scale_init, name=name)(x)
-            return nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
-                scale_init=scale_init,
-                name=name,
-            )(x)
+            return BatchNorm(train, self.axis_name, self.dtype, scale_init, name=name)(x)
 
         x = images.astype(self.dtype)
         side, stride = {"small": (3, 1), "medium": (3, 2), "large": (7, 2)}[self.stem]
@@ -154,15 +146,6 @@ class Block(nn.Module):
         return nn.relu(x + around)
 
 
-def _conv(features: int, side: int, stride: int, dilation: int, dtype: jnp.dtype, name: str) -> nn.Conv:
-    return nn.Conv(
-        features,
-        (side, side),
-        strides=(stride, stride),
-        padding=dilation * (side // 2),
-        kernel_dilation=dilation,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),  # He et al. 2015, for the gradients
-        name=name,
-    )
+def _conv(features: int, side: int, stride: int, dilation: int, dtype: jnp.dtype, name: str) -> Conv:
+    he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, for the gradients
+    return Conv(features, side, stride, dilation, use_bias=False, dtype=dtype, kernel_init=he, name=name)

@@ -1,13 +1,11 @@
 """The textbook's network: two convolutions, two dense layers."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import InputError
-from cnn_jax.models.layers import convolution, max_pool, tap
+from cnn_jax.models.layers import Conv, max_pool, tap
 
 
 class SimpleCNN(nn.Module):
@@ -34,10 +32,9 @@ class SimpleCNN(nn.Module):
                 f"simple_cnn: images of shape {images.shape}, expected [N,H,W,C] with H and W of 4 or more"
             )
         x = images.astype(self.dtype)
-        conv = partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated=convolution)
-        x = tap(self, "conv1", nn.relu(conv(32, name="conv1")(x)))
+        x = tap(self, "conv1", nn.relu(Conv(32, dtype=self.dtype, name="conv1")(x)))
         x = max_pool(x)
-        x = tap(self, "conv2", nn.relu(conv(64, name="conv2")(x)))
+        x = tap(self, "conv2", nn.relu(Conv(64, dtype=self.dtype, name="conv2")(x)))
         x = max_pool(x)
         x = x.reshape(x.shape[0], -1)
         x = tap(self, "fc1", nn.relu(nn.Dense(128, dtype=self.dtype, name="fc1")(x)))

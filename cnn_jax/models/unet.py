@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import InputError
-from cnn_jax.models.layers import max_pool, tap
+from cnn_jax.models.layers import BatchNorm, Conv, max_pool, tap
 from cnn_jax.models.resnet import FAMILY, ResNet
 
 # What differs between the members: the way down.
@@ -36,8 +36,8 @@ class UNet(nn.Module):
         stem, width: of that ResNet.
         num_classes: length of the logits of a pixel.
         norm: "batch", or "group" of 8 groups.
-        auxiliary: also predict from the way up at this stride, 0 for none. Where objects are thin, as strokes are, their
-            classes are learned many times sooner so (deep supervision, Lee et al. 2015).
+        auxiliary: also predict from the way up at this stride, 0 for none. Where objects are thin, as strokes are,
+            their classes are learned many times sooner so (deep supervision, Lee et al. 2015).
     """
 
     widths: tuple[int, ...]
@@ -58,17 +58,12 @@ class UNet(nn.Module):
 
         def step(x, features, name):
             for i in range(1, self.convs + 1):
-                x = nn.Conv(
-                    features, (3, 3), padding=1, use_bias=False, dtype=self.dtype,
-                    kernel_init=nn.initializers.he_normal(), name=f"{name}_conv{i}",
-                )(x)  # fmt: skip
+                he = nn.initializers.he_normal()
+                x = Conv(features, use_bias=False, dtype=self.dtype, kernel_init=he, name=f"{name}_conv{i}")(x)
                 if self.norm == "group":
                     x = nn.GroupNorm(8, epsilon=1e-5, dtype=self.dtype, name=f"{name}_norm{i}")(x)
                 else:
-                    x = nn.BatchNorm(
-                        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype,
-                        axis_name=self.axis_name, name=f"{name}_norm{i}",
-                    )(x)  # fmt: skip
+                    x = BatchNorm(train, self.axis_name, self.dtype, name=f"{name}_norm{i}")(x)
                 x = nn.relu(x)
             return tap(self, name, x)
 
@@ -102,8 +97,8 @@ class UNet(nn.Module):
                 f"up{len(down) + 1}",
             )
             if self.auxiliary and x.shape[1] == -(-images.shape[1] // self.auxiliary):
-                aux = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="aux_logits")(x).astype(jnp.float32)
+                aux = Conv(self.num_classes, 1, dtype=self.dtype, name="aux_logits")(x).astype(jnp.float32)
                 aux = jax.image.resize(aux, (*images.shape[:3], self.num_classes), "bilinear")
-        logits = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
+        logits = Conv(self.num_classes, 1, dtype=self.dtype, name="logits")(x)
         logits = tap(self, "logits", logits.astype(jnp.float32))
         return {"logits": logits, "aux": aux} if self.auxiliary else logits

@@ -1,48 +1,103 @@
-"""One channel on a CPU, where the convolution is a sum over the kernel's places: values and derivatives are XLA's."""
+"""On a CPU convolutions and batch norm are arranged in ways of their own: the values are those of XLA and Linen."""
 
 from itertools import product
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn_jax.models.layers import convolution
+from cnn_jax.models.layers import BatchNorm, Conv, convolution
 
-NHWC = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-CASES = list(product([(3, 3), (5, 2)], [(1, 1), (2, 3)], ["SAME", "VALID", ((2, 0), (1, 3))], [None, (2, 1)]))
+# Sides that halve, and such that do not; one channel, where the convolution is a sum over the places, and two.
+CASES = list(product([(8, 12), (9, 11), (8, 9)], [1, 3, 5], [1, 2], [1, 2], [1, 2]))
 
 
-@pytest.mark.parametrize(("size", "strides", "padding", "dilation"), CASES)
+def xlas(x, kernel, bias, *, stride=1, dilation=1):
+    padding = dilation * (kernel.shape[0] // 2)
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation), dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    return y + bias.reshape(1, 1, 1, -1)
+
+
+def arrays(key, size, side, channels):
+    keys = jax.random.split(key, 3)
+    shapes = ((2, *size, channels), (side, side, channels, 4), (4,))
+    return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize(("size", "side", "stride", "dilation", "channels"), CASES)
+def test_convolution_is_xlas(key, size, side, stride, dilation, channels):
+    primals = arrays(key, size, side, channels)
+
+    def by(conv):
+        y, back = jax.vjp(lambda *primals: conv(*primals, stride=stride, dilation=dilation), *primals)
+        return y, back(jnp.cos(y))
+
+    jax.tree.map(lambda ours, xla: np.testing.assert_allclose(ours, xla, atol=5e-5), by(convolution), by(xlas))
+
+
 @pytest.mark.parametrize("channels", [1, 2])
-def test_is_xlas(key, size, strides, padding, dilation, channels):
-    x = jax.random.normal(key, (2, 9, 11, channels))
-    kernel = jax.random.normal(jax.random.fold_in(key, 1), (*size, channels, 4))
+def test_forward_mode_loops_and_examples(key, channels):
+    """Hessian-vector products, derivatives by one argument alone, `scan`, and a gradient for each example by `vmap`."""
+    x, kernel, bias = arrays(key, (6, 6), 3, channels)
 
     def by(conv):
-        return lambda x, kernel: conv(x, kernel, strides, padding, rhs_dilation=dilation, **NHWC)
+        def energy(x, kernel, bias):
+            return jnp.sin(conv(x, kernel, bias)).sum()
 
-    y, back = jax.vjp(by(convolution), x, kernel)
-    expected, back_expected = jax.vjp(by(jax.lax.conv_general_dilated), x, kernel)
-    np.testing.assert_allclose(y, expected, atol=1e-5)
-    for ours, xlas in zip(back(jnp.cos(y)), back_expected(jnp.cos(y)), strict=True):
-        np.testing.assert_allclose(ours, xlas, atol=1e-5)
+        every = jax.grad(energy, (0, 1, 2))
+        _, hvp = jax.jvp(every, (x, kernel, bias), (jnp.cos(x), jnp.cos(kernel), jnp.cos(bias)))
+        alone = [jax.grad(energy, i)(x, kernel, bias) for i in range(3)]
+        _, forward = jax.jvp(lambda x: energy(x, kernel, bias), (x,), (jnp.ones_like(x),))
+        _, scanned = jax.lax.scan(lambda k, _: (k - 0.1 * jax.grad(energy, 1)(x, k, bias), k), kernel, length=3)
+        each = jax.vmap(jax.grad(energy, 1), (0, None, None))(x[:, None], kernel, bias)
+        return hvp, alone, forward, scanned, each
+
+    jax.tree.map(lambda ours, xla: np.testing.assert_allclose(ours, xla, atol=1e-4), by(convolution), by(xlas))
 
 
-def test_forward_mode_and_loops(key):
-    """Hessian-vector products, forward derivatives by the images, and `scan`."""
-    x, kernel = jax.random.normal(key, (2, 6, 6, 1)), jax.random.normal(key, (3, 3, 1, 4))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_conv_is_linens(key, dtype):
+    """The same parameters from the same key, and the same values."""
+    x = jax.random.normal(key, (2, 7, 8, 3))
+    ours = Conv(5, side=3, stride=2, dtype=dtype, name="conv")
+    linens = nn.Conv(5, (3, 3), (2, 2), 1, dtype=dtype, name="conv")
+    variables = ours.init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, variables, linens.init(key, x))
+    y, expected = ours.apply(variables, x), linens.apply(variables, x)
+    assert y.dtype == expected.dtype == dtype
+    np.testing.assert_allclose(
+        *(a.astype(jnp.float32) for a in (y, expected)), atol=1e-5 if dtype == jnp.float32 else 0.03
+    )
 
-    def by(conv):
-        def energy(x, kernel):
-            return jnp.sin(conv(x, kernel, (1, 1), "SAME", **NHWC)).sum()
 
-        _, hvp = jax.jvp(jax.grad(energy, (0, 1)), (x, kernel), (jnp.cos(x), jnp.cos(kernel)))
-        _, by_images = jax.jvp(lambda x: energy(x, kernel), (x,), (jnp.ones_like(x),))
-        _, scanned = jax.lax.scan(lambda k, _: (k - 0.1 * jax.grad(energy, 1)(x, k), k), kernel, length=3)
-        return hvp, by_images, scanned
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_batch_norm_is_linens(key, dtype):
+    """Values, running statistics and gradients, in training and in evaluation."""
+    x = (3 + 2 * jax.random.normal(key, (4, 5, 6, 3))).astype(dtype)
+    variables = BatchNorm(train=True).init(key, x)
+    linen = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, dtype=dtype)
+    jax.tree.map(np.testing.assert_array_equal, variables, linen.init(key, x))
+    scale, bias = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 0.0, -0.5])
+    variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": variables["batch_stats"]}
 
-    for ours, xlas in zip(
-        jax.tree.leaves(by(convolution)), jax.tree.leaves(by(jax.lax.conv_general_dilated)), strict=True
-    ):
-        np.testing.assert_allclose(ours, xlas, atol=2e-5)
+    def by(train, evaluation):
+        def energy(params, x):
+            y, changed = train.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return jnp.sin(y.astype(jnp.float32)).sum(), (y, changed)
+
+        grads, (y, changed) = jax.grad(energy, (0, 1), has_aux=True)(variables["params"], x)
+        return grads, y, changed, evaluation.apply({**variables, **changed}, x)
+
+    found = by(BatchNorm(train=True, dtype=dtype), BatchNorm(train=False, dtype=dtype))
+    expected = by(linen, linen.clone(use_running_average=True))
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(
+            ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=1e-4 if dtype == jnp.float32 else 0.1
+        ),
+        found, expected,
+    )  # fmt: skip

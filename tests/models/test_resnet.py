@@ -55,7 +55,7 @@ def test_a_fresh_block_is_the_identity(block):
         return nn.BatchNorm(use_running_average=False, name=name, **options)(x)
 
     x = jax.random.uniform(jax.random.key(0), (2, 5, 5, 4 * BLOCKS[block][-1][1]))
-    fresh = Block(BLOCKS[block], width=4, stride=1, norm=norm, zero_init=True, dtype=jnp.float32)
+    fresh = Block(BLOCKS[block], width=4, stride=1, dilation=1, norm=norm, zero_init=True, dtype=jnp.float32)
     out, _ = jax.jit(fresh.init_with_output)(jax.random.key(1), x)
     np.testing.assert_array_equal(out, x)
     other, _ = jax.jit(fresh.clone(zero_init=False).init_with_output)(jax.random.key(1), x)
