@@ -176,18 +176,22 @@ def _one_channel(stride: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) 
     the gradient out over the larger image.
     """
     side = kernel.shape[0]
-    height, width = (-(-length // stride) for length in x.shape[1:3])
-    views = _views(x, side, (0, 0), stride, (height, width))
+    shape = tuple(-(-length // stride) for length in x.shape[1:3])
     weights = kernel.reshape(side**2, 1, 1, 1, -1)
+    views = _views(_padded(x, side), side, (0, 0), stride, shape)
     return sum(view * weight for view, weight in zip(views, weights, strict=True)) + bias.reshape(1, 1, 1, -1)
+
+
+def _padded(x: jax.Array, side: int) -> jax.Array:
+    around = (side // 2, side // 2)
+    return jnp.pad(x, ((0, 0), around, around, (0, 0)))
 
 
 def _views(x: jax.Array, side: int, corner: tuple, step: int, shape: tuple) -> list[jax.Array]:
     """What each place of a kernel sees: side² views [N,h,w,C] of padded images, every `step` pixels from a corner."""
-    x = jnp.pad(x, ((0, 0), (side // 2, side // 2), (side // 2, side // 2), (0, 0)))
     rows, columns = (step * (length - 1) + 1 for length in shape)
     return [
-        x[:, i : i + rows : step, j : j + columns : step]
+        jax.lax.slice(x, (0, i, j, 0), (x.shape[0], i + rows, j + columns, x.shape[3]), (1, step, step, 1))
         for i in range(corner[0], corner[0] + side)
         for j in range(corner[1], corner[1] + side)
     ]
@@ -209,9 +213,10 @@ def _one_channel_jvp(stride: int, primals: tuple, tangents: tuple) -> tuple:
         weights = jnp.concatenate([dkernel.reshape(side**2, features), dbias[None]])
         parts = 2 if stride == 1 and height % 2 == width % 2 == 0 else 1
         shape = (height // parts, width // parts)
+        padded = _padded(x, side)
 
         def part(i, j):
-            views = [view[..., 0] for view in _views(x, side, (i, j), stride * parts, shape)]
+            views = _views(padded, side, (i, j), stride * parts, shape)
             seen = jnp.stack([*views, jnp.ones_like(views[0])]).reshape(side**2 + 1, -1)
             return (seen.T @ weights).reshape(n, *shape, features)
 
