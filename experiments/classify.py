@@ -30,6 +30,7 @@ class Config(Recipe):
 
     dataset: str = "mnist_10k"  # a name (python -m cnn_jax.data lists them), a prepared TFDS set, or a folder of images
     model: str = "simple_cnn"  # simple_cnn, resnet18, resnet34, resnet50, resnet101 or resnet152
+    ema: float | None = 0.999  # decay of a moving average of the parameters, which is what is tested; None: the last
     label_smoothing: float = 0.0
     augment: tuple[Augmentation, ...] = ()
     norm: Literal["batch", "group"] = "batch"  # of the ResNets

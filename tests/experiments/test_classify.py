@@ -21,6 +21,7 @@ from PIL import Image
 from cnn_jax import cli, data, models, training
 from cnn_jax.models.simple_cnn import SimpleCNN
 from cnn_jax.reporting import read_metrics
+from cnn_jax.run import Run
 from experiments import classify
 
 
@@ -74,7 +75,7 @@ def copy(first, tmp_path):
 def arrays(folder: Path) -> dict:
     """The newest checkpoint of a run of SimpleCNN with Adam as the command makes them, as {name: array}."""
     tx = training.make_optimiser("adam", training.make_schedule("constant", 1e-3, total_steps=16))
-    template = training.create_state(jax.random.key(0), models.create("simple_cnn"), tx, (28, 28, 1))
+    template = training.create_state(jax.random.key(0), models.create("simple_cnn"), tx, (28, 28, 1), ema=True)
     checkpoints = training.Checkpoints(folder / "checkpoints")
     state = checkpoints.restore(template).state
     checkpoints.close()
@@ -128,9 +129,9 @@ def test_the_summary_is_that_of_the_last_checkpoint(first):
     """Recomputed from the restored parameters with loops over examples and classes."""
     digits = data.load("mnist_10k")
     images, labels = digits.test["image"][:128], digits.test["label"][:128]
-    params = arrays(first[0])["state"].params
+    variables = arrays(first[0])["state"].variables  # the moving average
     inputs = ((images / np.float64(255) - 0.5) / 0.5).astype(np.float32)
-    logits = np.asarray(models.create("simple_cnn").apply({"params": params}, inputs), np.float64)
+    logits = np.asarray(models.create("simple_cnn").apply(variables, inputs), np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     answers = logits.argmax(axis=1)
@@ -340,7 +341,7 @@ def test_a_run_folder_in_use_of_another_configuration_or_not_a_run_is_left_alone
         f"run folder {copy} is of a run with model 'simple_cnn', not 'resnet18' (and seed): resume with the settings"
     )
     settings = json.loads(before["config.json"])["settings"]
-    holder = classify.Run(copy, settings, resume=True)
+    holder = Run(copy, settings, resume=True)
     before[".lock"] = (copy / ".lock").read_bytes()
     assert re.search(r"is in use by process \d+: wait", fails("--tiny", "--resume", "--out", copy))
     holder.close()
