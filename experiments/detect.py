@@ -54,8 +54,8 @@ def main(config: Config) -> None:
         variables = models.load_pretrained(config.model, config.weights, **options)
     elif config.backbone:
         variables = recipe.with_backbone(model, config.backbone, dataset.image_shape, seed=config.seed)
-    objects = {split: dataset.counts(split) for split in ("train", "test")}
-    sizes = {split: dataset.size(split) for split in objects}
+    sizes = {split: dataset.size(split) for split in ("train", "test")}
+    objects = {split: counts for split in sizes if (counts := dataset.counts(split)) is not None}
     trained = recipe.train(
         "detect",
         config,

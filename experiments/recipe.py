@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from cnn_jax import data, models, reporting, runtime, training
 from cnn_jax.errors import InputError
@@ -184,17 +185,20 @@ def load_run(folder: Path) -> tuple[dict, dict]:
 def with_backbone(model: nn.Module, folder: Path, image_shape: tuple[int, int, int], *, seed: int) -> dict:
     """The variables of a model whose backbone is that of a classifier's run, and whose rest is drawn from `seed`.
 
+    A backbone of grey images sees the mean of three channels.
+
     Raises:
         InputError: the model has no backbone, or the run's network is not that backbone.
     """
     about, trained = load_run(folder)
-    key = jax.random.key(seed)
-    fresh = jax.jit(lambda key: model.init(key, jax.numpy.zeros((1, *image_shape))))(key)
+    fresh = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))
     if "backbone" not in fresh["params"]:
         raise InputError(f"--backbone: {type(model).__name__} has no backbone; choose a model on a ResNet")
     for kind in fresh:
         wanted = fresh[kind]["backbone"]
         found = {name: values for name, values in trained.get(kind, {}).items() if name != "logits"}
+        if about["image_shape"][-1] == 1 and image_shape[-1] == 3 and "stem_conv" in found:
+            found["stem_conv"] = {"kernel": found["stem_conv"]["kernel"].repeat(3, axis=2) / 3}
         shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (wanted, found)]
         if shapes[0] != shapes[1]:
             raise InputError(

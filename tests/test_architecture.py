@@ -119,7 +119,10 @@ def functions():
                 generated = {"__init__"} if dataclasses.is_dataclass(value) else set()
                 for method_name, method in vars(value).items():
                     public = not method_name.startswith("_") or method_name in ("__init__", "__call__")
-                    if inspect.isfunction(method) and public and method_name not in generated:
+                    # A field's default can be a function too, of another name.
+                    if not inspect.isfunction(method) or not method.__qualname__.startswith(f"{name}."):
+                        continue
+                    if public and method_name not in generated:
                         yield f"{module_name}.{name}.{method_name}", method
 
 

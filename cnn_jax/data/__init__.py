@@ -1,4 +1,4 @@
-"""Data sets for image classification: `load(name)` returns a `Dataset`.
+"""Data sets: `load(name)` for image classification, `load_annotated(name, truth)` for detection and segmentation.
 
 `python -m cnn_jax.data` lists the names, and `python -m cnn_jax.data prepare NAME` prepares one.
 """
@@ -16,6 +16,10 @@ __all__ = ["Dataset", "Stream", "load", "load_annotated", "names", "prepare"]
 
 _NAMES = ("mnist_10k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "imagenet2012")
 _TFDS_NAMES = {"svhn": "svhn_cropped"}
+_ANNOTATED = {
+    "boxes": ("scenes/mnist_10k", "scenes/fashion_mnist", "coco/2014", "coco/2017", "voc/2007", "voc/2012"),
+    "map": ("scenes/mnist_10k", "scenes/fashion_mnist", "nuclei", "oxford_iiit_pet", "cityscapes"),
+}
 
 
 def names() -> list[str]:
@@ -40,8 +44,7 @@ def load(
     Raises:
         InputError: unknown name; a set that is not prepared; a damaged file; see `folder.load` for folders.
     """
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size is {image_size}: give the side of the images in pixels, 1 or more")
+    _check_size(image_size)
     name = str(name)
     if name not in _NAMES and (name.startswith(("/", ".", "~")) or Path(name).is_dir()):
         from cnn_jax.data import folder
@@ -76,15 +79,20 @@ def load_annotated(
 
     Args:
         name: `scenes/NAME`, scenes made of the items of the classification set NAME, see `scenes.load`; a JSON file in
-            COCO's form, see `coco_json.load`; or, for segmentation, `nuclei`, or a folder with `images/` and `masks/`,
-            see `mask_folder.load`.
+            COCO's form, see `coco_json.load`; for segmentation also `nuclei`, or a folder with `images/` and `masks/`,
+            see `mask_folder.load`; or the name of a set of tensorflow-datasets that is prepared in `data_dir` as
+            array_record: `coco/2017`, `voc/2007`, `voc/2012` (boxes), `oxford_iiit_pet`, `cityscapes` (maps), and any
+            with the same features, see `annotated_records.load`.
         data_dir: where prepared sets are; as for `load`.
         image_size: side of the images in pixels.
         scenes, seed: how many scenes to train on, and their seed.
 
     Raises:
-        InputError: unknown name, or a mistake in the set; says what and where.
+        InputError: unknown name, a set that is not prepared, or a mistake in the set; says what and where.
     """
+    _check_size(image_size)
+    if truth not in _ANNOTATED:
+        raise unknown("truth", truth, _ANNOTATED)
     name = str(name)
     path = Path(name).expanduser()
     if name == "nuclei" and truth == "map":
@@ -101,13 +109,21 @@ def load_annotated(
         from cnn_jax.data import coco_json
 
         return coco_json.load(path, truth, image_size=image_size)
-    if path.is_dir() and truth == "map":
+    is_path = name.startswith(("/", ".", "~")) or (path.is_dir() and name not in _ANNOTATED[truth])
+    if is_path and truth == "map":
         from cnn_jax.data import mask_folder
 
         return mask_folder.load(path, image_size=image_size)
-    more = ", nuclei, or a folder with images/ and masks/"
-    known = "scenes/NAME, a JSON file in COCO's form" + more * (truth == "map")
-    raise InputError(f"unknown data set {name!r}: give {known}")
+    if is_path:
+        raise InputError(f"{name} is a path, but not of a JSON file: give one in COCO's form, beside its images")
+    from cnn_jax.data import annotated_records
+
+    data_dir = _data_dir(data_dir)
+    found = annotated_records.load(name, truth, data_dir, image_size=image_size)
+    if found is None:
+        more = "scenes/NAME, a JSON file in COCO's form" + ", or a folder with images/ and masks/" * (truth == "map")
+        raise _not_prepared(name, data_dir, choices=_ANNOTATED[truth], more=more)
+    return found
 
 
 def prepare(name: str, *, data_dir: str | Path | None = None, files: str | Path | None = None) -> Path:
@@ -135,6 +151,11 @@ def prepare(name: str, *, data_dir: str | Path | None = None, files: str | Path 
     return originals.prepare(name, data_dir, files=None if files is None else Path(files).expanduser())
 
 
+def _check_size(image_size: int | None) -> None:
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size is {image_size}: give the side of the images in pixels, 1 or more")
+
+
 def _data_dir(data_dir: str | Path | None) -> Path:
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
@@ -148,11 +169,14 @@ def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
     return replace(dataset, train=train, test=test, image_shape=train["image"].shape[1:])
 
 
-def _not_prepared(name: str, data_dir: Path) -> InputError:
+def _not_prepared(
+    name: str, data_dir: Path, *, choices: tuple[str, ...] = _NAMES, more: str = "a folder of images"
+) -> InputError:
+    """The error for a set that `choices` name, or TFDS; or for one that neither knows, which `more` could be too."""
     from cnn_jax.data import originals, records
 
     where = f"data set {name} is not prepared in {data_dir}"
-    if name in originals.ORIGINALS:
+    if name in originals.ORIGINALS and name in choices:
         files = ", ".join(originals.ORIGINALS[name].files)
         debian = ", or install Debian's package dataset-fashion-mnist" if name == "fashion_mnist" else ""
         return InputError(
@@ -160,13 +184,20 @@ def _not_prepared(name: str, data_dir: Path) -> InputError:
             f"or with `--files DIR` where DIR has {files}{debian}"
         )
     tfds_name = _TFDS_NAMES.get(name, name)
-    if name not in _NAMES and tfds_name.split("/")[0].split(":")[0] not in records.known():
-        choices = (
-            f"{unknown('data set', name, _NAMES)}; or the name of a set of tensorflow-datasets, or a folder of images"
+    base = tfds_name.split("/")[0].split(":")[0]
+    # A set of which only a part can be taken, as "coco" is, or one for another task.
+    other = any(choice.startswith(f"{name}/") for choice in choices) or name in {*_NAMES} - {*choices}
+    if name not in choices and (other or base not in records.known()):
+        return InputError(
+            f"{unknown('data set', name, choices)}; or the name of a set of tensorflow-datasets, or {more}"
         )
-        return InputError(choices)
     folder = "; or give the path of a folder with its images, train/CLASS/*.JPEG and val/CLASS/*.JPEG"
+    by_hand = (
+        f"; its two zips, leftImg8bit_trainvaltest and gtFine_trainvaltest, come from cityscapes-dataset.com by "
+        f"registration and belong into {data_dir / 'downloads' / 'manual'}"
+    )
     return InputError(
         f"{where}: preparing it needs TensorFlow; where that is installed, run `tfds build {tfds_name} "
         f"--file_format=array_record --data_dir={data_dir}` (reading it needs none){folder * (name == 'imagenet2012')}"
+        f"{by_hand * (base == 'cityscapes')}"
     )

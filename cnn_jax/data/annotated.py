@@ -1,33 +1,44 @@
-"""What sets with boxes and maps share: images laid into a square, and the split of a set that has none."""
+"""What sets with boxes and maps share: images laid into a square, what a batch holds, a split where there is none."""
 
 import hashlib
+import io
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from cnn_jax.data import dataset, images
-from cnn_jax.data.dataset import RESIDENT_BYTES, Dataset
+from cnn_jax.data.dataset import Dataset
 from cnn_jax.data.stream import Reader, Stream, read_all
 from cnn_jax.errors import InputError
 
 # Beyond an image, the colour of the ground in images, and "counts nowhere" in maps.
 PAD, IGNORE = 114, 255
+# Objects of one image that are kept at most.
+MOST = 200
 
 
 def letterbox(image: np.ndarray, size: int, *, pad: int = PAD, nearest: bool = False) -> tuple[np.ndarray, float]:
     """An image [H,W] or [H,W,C] scaled to fit into a square, at its upper left, and the factor: ([size,size,…], scale).
 
-    Images are interpolated, maps (`nearest`) are not.
+    Images are interpolated; maps (`nearest`) are not: a pixel takes the value at its centre.
     """
     height, width = image.shape[:2]
     scale = size / max(height, width)
-    if scale != 1:
+    if scale != 1 and nearest:
+        # OpenCV's nearest takes the pixel at the upper left, and moves a map against its image; its exact one errs.
+        rows, columns = (
+            (2 * np.arange(new) + 1) * old // (2 * new)
+            for old, new in ((old, max(1, round(old * scale))) for old in (height, width))
+        )
+        image = image[rows[:, None], columns]
+    elif scale != 1:
         try:
             import cv2
         except ImportError:
             raise InputError("resizing images needs OpenCV: pip install 'cnn_jax[data]'") from None
         shape = max(1, round(width * scale)), max(1, round(height * scale))
-        how = cv2.INTER_NEAREST if nearest else cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         image = cv2.resize(image, shape, interpolation=how).reshape(shape[1], shape[0], *image.shape[2:])
     square = np.full((size, size, *image.shape[2:]), pad, image.dtype)
     square[: image.shape[0], : image.shape[1]] = image
@@ -36,19 +47,120 @@ def letterbox(image: np.ndarray, size: int, *, pad: int = PAD, nearest: bool = F
 
 def decode(path, channels: int) -> np.ndarray:
     """An image file as u8[H,W,channels] of its own size."""
+    image = images.pixels(read_bytes(path), channels, path)
+    return image.reshape(*image.shape[:2], channels)
+
+
+def decode_map(data: bytes, where: object) -> np.ndarray:
+    """The bytes of a grey or palette image whose pixels are classes, as u8[H,W] of its own size."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode not in ("L", "P", "1") or image.format == "JPEG":
+                raise InputError(
+                    f"{where}: the mask is a {image.format} of mode {image.mode}: give a grey or palette PNG of 8 bits"
+                )
+            stretch = {"L;2": 85, "L;4": 17}.get(image.tile[0][3] if image.tile else None, 1)
+            return np.asarray(image).astype(np.uint8) // stretch  # Pillow stretches few grey levels to 0..255
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise images.corrupt(where, error) from None
+
+
+def check_map(classes: np.ndarray, num_classes: int, where: object) -> None:
+    """Raises `InputError` for values of a map u8[H,W] that are no class and not 255."""
+    unknown = sorted({*np.unique(classes).tolist()} - {*range(num_classes), IGNORE})
+    if unknown:
+        raise InputError(
+            f"{where}: the mask has the values {unknown[:5]}: classes are 0 to {num_classes - 1}, and 255 is for "
+            "pixels that count nowhere"
+        )
+
+
+def names_of(values: np.ndarray, where: object) -> tuple[str, ...]:
+    """Numbers for names, of the classes of a set that names none, from the values that occur in its maps."""
+    values = np.setdiff1d(values, IGNORE)
+    if values.max(initial=0) < 1:
+        raise InputError(
+            f"{where}: its masks hold the values {values.tolist()}, beside 255, which counts nowhere: segmentation "
+            "needs at least 2 classes, numbered from 0"
+        )
+    return tuple(str(i) for i in range(values.max() + 1))
+
+
+def read_bytes(path) -> bytes:
+    """The bytes of a file."""
     try:
         with open(path, "rb") as file:
-            data = file.read()
+            return file.read()
     except OSError as error:
         raise InputError(f"cannot read image {path}: {error.strerror}") from None
-    image = images.pixels(data, channels, path)
-    return image.reshape(*image.shape[:2], channels)
+
+
+def with_map(image: np.ndarray, classes: np.ndarray, *, size: int, where: object) -> dict[str, np.ndarray]:
+    """What a batch holds of an image u8[H,W,3] and its map u8[H,W]: both letterboxed."""
+    if image.shape[:2] != classes.shape:
+        raise InputError(f"{where}: the mask is {classes.shape} high and wide, its image {image.shape[:2]}")
+    return {
+        "image": letterbox(image, size)[0],
+        "map": letterbox(classes, size, pad=IGNORE, nearest=True)[0],
+    }
+
+
+def with_objects(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    label: np.ndarray,
+    *,
+    crowd: np.ndarray,
+    area: np.ndarray,
+    size: int,
+    most: int,
+) -> dict[str, np.ndarray]:
+    """What a batch holds of an image u8[H,W,3] and its n objects, see `tasks.detect`: the `most` of greatest area.
+
+    Args:
+        boxes: f32[n,4], (left, top, right, bottom) in pixels of the image, inside it.
+        label, crowd, area: i32[n], bool[n], f32[n].
+    """
+    square, scale = letterbox(image, size)
+    keep = np.sort(np.argsort(-area, kind="stable")[:most])
+    count = len(keep)
+    out = empty("boxes", size, most=most)
+    # In 32 bits an edge of the image may come to lie beyond the square's.
+    out["boxes"][:count] = np.minimum(boxes[keep] * np.float32(scale), size)
+    out["label"][:count], out["crowd"][:count], out["area"][:count] = label[keep], crowd[keep], area[keep]
+    out["objects"][:count] = True
+    return {**out, "image": square, "scale": np.float32(scale)}
+
+
+def empty(truth: Literal["boxes", "map"], size: int, *, most: int = 0) -> dict[str, np.ndarray]:
+    """What a batch holds of a row that only fills it up."""
+    image = np.zeros((size, size, 3), np.uint8)
+    if truth == "map":
+        return {"image": image, "map": np.full((size, size), IGNORE, np.uint8)}
+    return {
+        "image": image,
+        "boxes": np.zeros((most, 4), np.float32),
+        "label": np.zeros(most, np.int32),
+        "objects": np.zeros(most, bool),
+        "crowd": np.zeros(most, bool),
+        "area": np.zeros(most, np.float32),
+        "scale": np.float32(1),
+    }
 
 
 def split_by_name(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(rows to train on, a fifth to test on), as their names' hashes fall."""
     keys = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest() for name in names]
     return dataset.split_rows(np.zeros(len(keys), np.int32), keys)
+
+
+def is_small(count: int, shape: tuple[int, int, int]) -> bool:
+    """Whether so many decoded images are kept in memory."""
+    return count * int(np.prod(shape)) <= dataset.RESIDENT_BYTES
 
 
 def assemble(
@@ -59,7 +171,7 @@ def assemble(
         if not len(reader):
             raise InputError(f"{name}, split {split!r}: has no images: give at least one")
     shape = readers[0].image_shape
-    if sum(map(len, readers)) * np.prod(shape) <= RESIDENT_BYTES:
+    if is_small(sum(map(len, readers)), shape):
         splits = [read_all(reader) for reader in readers]
         mean, std = dataset.moments(splits[0]["image"])
     else:

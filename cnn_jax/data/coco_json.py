@@ -5,6 +5,7 @@ plain or packed into COCO's text.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,6 @@ from cnn_jax.data import annotated
 from cnn_jax.data.dataset import Dataset
 from cnn_jax.errors import InputError
 
-# Objects of one image that are kept at most.
-MOST = 200
 SIZE = 512
 
 
@@ -26,7 +25,8 @@ def load(
 ) -> Dataset:
     """Loads a set in COCO's form, letterboxed into squares.
 
-    Images are sought beside the JSON file, in `images/` there, and in the folder that is called as the file ends
+    An annotation whose box has no width or no height is left out, and how many are is printed: COCO's own files have
+    some. Images are sought beside the JSON file, in `images/` there, and in the folder that is called as the file ends
     (`annotations/instances_train2017.json` → `train2017/`). A file `…train…` is the training split if there is the same
     with `val` or `test` beside it, which then is the test split; otherwise a fifth of the images are, chosen by name.
 
@@ -38,13 +38,13 @@ def load(
     Raises:
         InputError: what is wrong in the file, and where: before any image is decoded.
     """
-    size = image_size or SIZE
-    train = _read(path)
+    size = SIZE if image_size is None else image_size
+    train = _read(path, truth)
     other = next(
         (p for p in (path.with_name(path.name.replace("train", x)) for x in ("val", "test")) if p.exists()), None
     )
     if "train" in path.name and other:
-        test = _read(other)
+        test = _read(other, truth)
         if test.class_names != train.class_names:
             raise InputError(f"{path} and {other} have different categories: give both the same")
         how = f"split as {path.name} and {other.name} say"
@@ -52,12 +52,11 @@ def load(
         rows = annotated.split_by_name([Path(p).name for p in train.paths])
         train, test = (train.only(rows) for rows in rows)
         how = "a fifth of the images, chosen by their names, for testing"
-    most = max(1, *(len(boxes) for part in (train, test) for boxes in part.boxes))
-    if most > MOST:
-        over = sum(len(boxes) > MOST for part in (train, test) for boxes in part.boxes)
-        lost = sum(max(0, len(boxes) - MOST) for part in (train, test) for boxes in part.boxes)
-        print(f"{path}: {over} images have more than {MOST} objects: the {lost} smallest beyond that are left out")
-        most = MOST
+    counts = np.array([len(boxes) for part in (train, test) for boxes in part.boxes])
+    most = min(annotated.MOST, max(1, counts.max(initial=0)))
+    over = counts[counts > most] - most
+    if truth == "boxes" and len(over):
+        print(f"{path}: {len(over)} images have more than {most} objects: the {over.sum()} smallest are left out")
     readers = tuple(_Reader(part, truth, size, most) for part in (train, test))
     names = train.class_names if truth == "boxes" else ("ground", *train.class_names)
     source = f"Images of {path}, letterboxed to {size}×{size}; {how}."
@@ -103,38 +102,23 @@ class _Reader:
         image = annotated.decode(of.paths[row], 3)
         if image.shape[:2] != of.sizes[row]:
             raise InputError(f"{of.paths[row]}: is {image.shape[:2]} high and wide, and its JSON says {of.sizes[row]}")
-        square, scale = annotated.letterbox(image, self.size)
         if self.truth == "map":
-            classes = _classes(of, row)
-            return {
-                "image": square,
-                "map": annotated.letterbox(classes, self.size, pad=annotated.IGNORE, nearest=True)[0],
-            }
-        keep = np.sort(np.argsort(-of.areas[row], kind="stable")[: self.most])
-        count = len(keep)
-        out = {"image": square, **{name: x for name, x in self.empty().items() if name != "image"}}
-        out["boxes"][:count] = of.boxes[row][keep] * scale
-        out["label"][:count], out["crowd"][:count] = of.labels[row][keep], of.crowds[row][keep]
-        out["area"][:count], out["objects"][:count] = of.areas[row][keep], True
-        return {**out, "scale": np.float32(scale)}
+            return annotated.with_map(image, _classes(of, row), size=self.size, where=of.paths[row])
+        return annotated.with_objects(
+            image,
+            of.boxes[row],
+            of.labels[row],
+            crowd=of.crowds[row],
+            area=of.areas[row],
+            size=self.size,
+            most=self.most,
+        )
 
     def empty(self) -> dict[str, np.ndarray]:
-        image = np.zeros(self.image_shape, np.uint8)
-        if self.truth == "map":
-            return {"image": image, "map": np.full(image.shape[:2], annotated.IGNORE, np.uint8)}
-        most = self.most
-        return {
-            "image": image,
-            "boxes": np.zeros((most, 4), np.float32),
-            "label": np.zeros(most, np.int32),
-            "objects": np.zeros(most, bool),
-            "crowd": np.zeros(most, bool),
-            "area": np.zeros(most, np.float32),
-            "scale": np.float32(1),
-        }
+        return annotated.empty(self.truth, self.size, most=self.most)
 
 
-def _read(path: Path) -> _Annotations:
+def _read(path: Path, truth: str) -> _Annotations:
     try:
         content = json.loads(path.read_text())
     except OSError as error:
@@ -145,34 +129,27 @@ def _read(path: Path) -> _Annotations:
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise InputError(f"{path} is not in COCO's form: it has no list {part!r}")
     try:
-        return _checked(path, content)
+        return _checked(path, content, truth)
+    except InputError:
+        raise
     except KeyError as error:
         raise InputError(f"{path}: an image, category or annotation has no {error}") from None
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not in COCO's form: an id, a size or a name is of a wrong type ({error})"
+        ) from None
 
 
-def _checked(path: Path, content: dict) -> _Annotations:
+def _checked(path: Path, content: dict, truth: str) -> _Annotations:
     categories, images = (_by_id(path, content[part], part) for part in ("categories", "images"))
     _by_id(path, content["annotations"], "annotations")
+    if truth == "map" and len(categories) >= annotated.IGNORE:
+        raise InputError(
+            f"{path} has {len(categories)} categories: a map holds {annotated.IGNORE - 1}, beside the ground and 255"
+        )
     labels = {id_: i for i, id_ in enumerate(sorted(categories))}
     rows = {id_: i for i, id_ in enumerate(sorted(images))}
-    objects = [[] for _ in rows]
-    for one in content["annotations"]:
-        where = f"{path}, annotation {one['id']}"
-        if one["image_id"] not in rows:
-            raise InputError(f"{where}: image_id is {one['image_id']}, which no image has")
-        if one["category_id"] not in labels:
-            raise InputError(f"{where}: category_id is {one['category_id']}, which no category has")
-        image = images[one["image_id"]]
-        x, y, width, height = one["bbox"] if len(one["bbox"]) == 4 else (0, 0, 0, 0)
-        if not (width > 0 and height > 0):
-            raise InputError(f"{where}: bbox is {one['bbox']}, expected [x, y, width, height] with both above 0")
-        # COCO's own boxes stand over by fractions of a pixel.
-        if x < -1 or y < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
-            raise InputError(
-                f"{where}: bbox is {one['bbox']}, outside {image['file_name']} of {image['width']}×{image['height']}"
-            )
-        objects[rows[one["image_id"]]].append(one)
-    paths, sizes = [], []
+    paths, sizes, objects, flat = [], [], [[] for _ in rows], 0
     for id_ in rows:
         file = _find(path, images[id_]["file_name"])
         if file is None:
@@ -182,28 +159,65 @@ def _checked(path: Path, content: dict) -> _Annotations:
             )
         paths.append(str(file))
         sizes.append((int(images[id_]["height"]), int(images[id_]["width"])))
+    for one in content["annotations"]:
+        where = f"{path}, annotation {one['id']}"
+        if one["image_id"] not in rows:
+            raise InputError(f"{where}: image_id is {one['image_id']}, which no image has")
+        if one["category_id"] not in labels:
+            raise InputError(f"{where}: category_id is {one['category_id']}, which no category has")
+        row = rows[one["image_id"]]
+        box = _box(one["bbox"], sizes[row], where, images[one["image_id"]]["file_name"])
+        if box is None:
+            flat += 1
+            continue
+        area = one.get("area", (box[2] - box[0]) * (box[3] - box[1]))
+        if not _is_number(area) or area < 0:
+            raise InputError(f"{where}: area is {area}, expected a number of pixels")
+        if truth == "map":
+            check(one.get("segmentation"), sizes[row], where=where)
+        objects[row].append((box, labels[one["category_id"]], bool(one.get("iscrowd")), area, one.get("segmentation")))
+    if flat:
+        print(f"{path}: {flat} annotations have a box without width or height, and are left out")
 
-    def box(one, size):
-        x, y, width, height = one["bbox"]
-        return (max(x, 0), max(y, 0), min(x + width, size[1]), min(y + height, size[0]))
+    def each(column, kind, shape=()):
+        return [np.array([one[column] for one in of], kind).reshape(-1, *shape) for of in objects]
 
-    each = list(zip(objects, sizes, strict=True))
-    area = lambda one: one.get("area", one["bbox"][2] * one["bbox"][3])  # noqa: E731
     return _Annotations(
         paths=paths,
         sizes=sizes,
-        boxes=[np.array([box(one, size) for one in of], np.float32).reshape(-1, 4) for of, size in each],
-        labels=[np.array([labels[one["category_id"]] for one in of], np.int32) for of in objects],
-        crowds=[np.array([bool(one.get("iscrowd")) for one in of], bool) for of in objects],
-        areas=[np.array([area(one) for one in of], np.float32) for of in objects],
-        segmentations=[[one.get("segmentation") for one in of] for of in objects],
+        boxes=each(0, np.float32, (4,)),
+        labels=each(1, np.int32),
+        crowds=each(2, bool),
+        areas=each(3, np.float32),
+        segmentations=[[one[4] for one in of] for of in objects],
         class_names=tuple(str(categories[id_]["name"]) for id_ in sorted(categories)),
     )
+
+
+def _box(bbox, size: tuple[int, int], where: str, file_name: str) -> tuple[float, ...] | None:
+    """(left, top, right, bottom) inside the image; None of a box that is only a line or a point."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)) or min(bbox[2:]) < 0:
+        raise InputError(f"{where}: bbox is {bbox}, expected [x, y, width, height], none of both below 0")
+    (x, y, width, height), (rows, columns) = bbox, size
+    if not (width and height):
+        return None
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, columns), min(y + height, rows)
+    # COCO's own boxes stand over by fractions of a pixel.
+    over = max(-x, -y, x + width - columns, y + height - rows)
+    if over > 1 or left >= right or top >= bottom:
+        raise InputError(f"{where}: bbox is {bbox}, outside {file_name} of {columns}×{rows}")
+    return left, top, right, bottom
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _by_id(path: Path, entries: Sequence[Mapping], part: str) -> dict:
     found = {}
     for entry in entries:
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: {part} holds {entry!r}, expected objects with an id")
         if entry["id"] in found:
             raise InputError(f"{path}: two {part} have the id {entry['id']}")
         found[entry["id"]] = entry
@@ -225,34 +239,65 @@ def _classes(of: _Annotations, row: int) -> np.ndarray:
     return classes
 
 
-def mask(segmentation, size: tuple[int, int], box: np.ndarray, *, where: str) -> np.ndarray:
+def mask(segmentation, size: tuple[int, int], box: Sequence[float], *, where: str) -> np.ndarray:
     """A segmentation as COCO writes it, as bool[H,W]: polygons, run lengths, or the box where there is none.
 
     Run lengths are exact; a polygon takes the pixels whose centre lies in it, where COCO's own program differs by
     single pixels at the edge.
     """
     height, width = size
+    check(segmentation, size, where=where)
     if not segmentation:
         left, top, right, bottom = np.round(box).astype(int)
         filled = np.zeros(size, bool)
         filled[top:bottom, left:right] = True
         return filled
     if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        counts = _unpacked(counts) if isinstance(counts, str) else counts
-        if sum(counts) != height * width:
-            raise InputError(f"{where}: run lengths cover {sum(counts)} pixels of an image of {height}×{width}")
+        counts = _counts(segmentation)
         values = np.arange(len(counts)) % 2 == 1
         return np.repeat(values, counts).reshape(width, height).T
-    from PIL import Image, ImageDraw
+    return np.logical_or.reduce([_polygon(np.reshape(polygon, (-1, 2)), size) for polygon in segmentation])
 
-    # Drawn four times as large and read in the middle of each pixel: Pillow fills the outline's pixels too.
-    picture = Image.new("1", (4 * width, 4 * height))
-    for polygon in segmentation:
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise InputError(f"{where}: a polygon has {len(polygon)} numbers, expected x and y of 3 points or more")
-        ImageDraw.Draw(picture).polygon([4 * value for value in polygon], fill=1)
-    return np.asarray(picture)[2::4, 2::4]
+
+def _polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centre lies in a polygon of points (x, y): bool[H,W]. What it crosses twice is outside."""
+    (height, width), (x, y) = size, points.T
+    next_x, next_y = np.roll(x, -1), np.roll(y, -1)
+    centre = np.arange(height)[:, None] + 0.5
+    row, side = np.nonzero((y > centre) != (next_y > centre))
+    slope = (next_x - x)[side] / (next_y - y)[side]
+    crossing = x[side] + (centre[row, 0] - y[side]) * slope
+    # Along a row a pixel is inside after an odd number of crossings.
+    crossings = np.zeros((height, width + 1), np.int32)
+    np.add.at(crossings, (row, np.ceil(crossing - 0.5).clip(0, width).astype(int)), 1)
+    return np.cumsum(crossings[:, :-1], axis=1) % 2 == 1
+
+
+def check(segmentation, size: tuple[int, int], *, where: str) -> None:
+    """Raises `InputError` for a segmentation that `mask` cannot draw."""
+    if not segmentation:
+        return
+    height, width = size
+    if isinstance(segmentation, dict):
+        try:
+            counts = np.array(_counts(segmentation), np.int64)
+            whole = counts.ndim == 1 and (counts >= 0).all() and counts.sum() == height * width
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise InputError(f"{where}: the run lengths are damaged, expected COCO's counts") from None
+        if not whole or list(segmentation.get("size", size)) != [height, width]:
+            raise InputError(
+                f"{where}: run lengths cover {counts.sum()} pixels of size {segmentation.get('size')}, and the image "
+                f"is of {height}×{width}"
+            )
+        return
+    for polygon in segmentation if isinstance(segmentation, list) else [segmentation]:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(_is_number, polygon)):
+            raise InputError(f"{where}: a polygon is {str(polygon)[:60]}, expected x and y of 3 points or more in turn")
+
+
+def _counts(segmentation: Mapping) -> Sequence[int]:
+    counts = segmentation["counts"]
+    return _unpacked(counts) if isinstance(counts, str) else counts
 
 
 def _unpacked(text: str) -> list[int]:

@@ -53,8 +53,11 @@ def flip(key, batch, *, p: float = 0.5):
 def move(key, batch, *, scale: tuple[float, float] = (1.0, 1.0), shift: float = 0.0, least: float = 0.3):
     """Scales each image about its centre by a random factor, and shifts it by up to `shift` of its sides.
 
-    What is enlarged is cropped; around what is made smaller there is black. Images are interpolated, maps are not.
+    What is enlarged is cropped; around what is made smaller there is black. Images are interpolated, maps are not. An
+    object of which no more than the share `least` of its box is left is one no more.
     """
+    if not 0 <= least < 1:
+        raise InputError(f"least is {least}: it must be from 0 to below 1")
     if not 0 < scale[0] <= scale[1] or not 0 <= shift < 1:
         raise InputError(f"scale is {scale} and shift {shift}: expected 0 < scale[0] ≤ scale[1] and 0 ≤ shift < 1")
     n, height, width = batch["image"].shape[:3]

@@ -28,7 +28,7 @@ def load(folder: Path, *, image_size: int | None = None, workers: int | None = N
         InputError: an image without a mask or the other way round, a mask of another size, unknown values, a corrupt
             file.
     """
-    size = image_size or SIZE
+    size = SIZE if image_size is None else image_size
     test = next((folder / name for name in ("val", "test") if (folder / name).is_dir()), None)
     if (folder / "train").is_dir() and test:
         pairs = [_pairs(folder / "train"), _pairs(test)]
@@ -61,23 +61,12 @@ class _Reader:
 
     def read(self, row: int) -> dict[str, np.ndarray]:
         image_path, mask_path = self.pairs[row]
-        image, classes = annotated.decode(image_path, 3), _mask(mask_path)
-        if image.shape[:2] != classes.shape:
-            raise InputError(f"{mask_path}: the mask is {classes.shape} high and wide, its image {image.shape[:2]}")
-        unknown = sorted({*np.unique(classes).tolist()} - {*range(self.num_classes), annotated.IGNORE})
-        if unknown:
-            raise InputError(
-                f"{mask_path}: the mask has the values {unknown[:5]}: classes are 0 to {self.num_classes - 1}, and 255 "
-                "is for pixels that count nowhere"
-            )
-        return {
-            "image": annotated.letterbox(image, self.size)[0],
-            "map": annotated.letterbox(classes, self.size, pad=annotated.IGNORE, nearest=True)[0],
-        }
+        classes = _mask(mask_path)
+        annotated.check_map(classes, self.num_classes, mask_path)
+        return annotated.with_map(annotated.decode(image_path, 3), classes, size=self.size, where=mask_path)
 
     def empty(self) -> dict[str, np.ndarray]:
-        image = np.zeros(self.image_shape, np.uint8)
-        return {"image": image, "map": np.full(image.shape[:2], annotated.IGNORE, np.uint8)}
+        return annotated.empty("map", self.size)
 
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -85,7 +74,15 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     for kind in ("images", "masks"):
         if not (folder / kind).is_dir():
             raise InputError(f"{folder} has no folder {kind}/: give a folder with images/ and masks/")
-        files[kind] = {p.stem: p for p in sorted((folder / kind).iterdir()) if p.suffix.lower() in EXTENSIONS}
+        files[kind] = {}
+        for path in sorted((folder / kind).iterdir()):
+            if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+                continue
+            if path.stem in files[kind]:
+                raise InputError(
+                    f"{path} and {files[kind][path.stem].name} have the same name: give one of them another"
+                )
+            files[kind][path.stem] = path
     if not files["images"]:
         raise InputError(f"{folder / 'images'} holds no images")
     for kind, other in (("images", "masks"), ("masks", "images")):
@@ -98,28 +95,17 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def _mask(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    from cnn_jax.data.images import corrupt
-
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1"):
-                raise InputError(f"{path}: the mask is a picture of mode {image.mode}: give grey or palette, 8 bits")
-            return np.asarray(image).astype(np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise corrupt(path, error) from None
+    return annotated.decode_map(annotated.read_bytes(path), path)
 
 
 def _class_names(folder: Path, masks: list[Path]) -> tuple[str, ...]:
     file = folder / "classes.txt"
-    if file.is_file():
-        names = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
-    else:
-        values = sorted(set().union(*(np.unique(_mask(mask)).tolist() for mask in masks)) - {annotated.IGNORE})
-        names = tuple(str(i) for i in range(values[-1] + 1)) if values else ()
-    if len(names) < 2:
-        raise InputError(f"{folder}: its masks have {len(names)} classes: segmentation needs at least 2")
+    if not file.is_file():
+        found = np.zeros(256, bool)
+        for mask in masks:
+            found[_mask(mask)] = True
+        return annotated.names_of(np.flatnonzero(found), folder)
+    names = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    if not 2 <= len(names) <= annotated.IGNORE:
+        raise InputError(f"{file} names {len(names)} classes: segmentation needs 2 to {annotated.IGNORE}")
     return names

@@ -10,6 +10,7 @@ import numpy as np
 
 from cnn_jax.data import dataset
 from cnn_jax.data.dataset import Dataset
+from cnn_jax.data.images import corrupt
 from cnn_jax.errors import InputError
 
 SIDE = 512
@@ -20,19 +21,32 @@ def load(*, image_size: int | None = None) -> Dataset:
 
     Args:
         image_size: side of the crops in pixels, 128 by default; those for training overlap by three quarters.
+
+    Raises:
+        InputError: a size that does not divide the quarter; the package or its files are not there, or damaged.
     """
-    size = image_size or 128
+    size = 128 if image_size is None else image_size
     half = SIDE // 2
-    if half % size:
-        raise InputError(f"nuclei: image_size is {size}: it must divide {half}")
+    if size < 4 or half % size:
+        raise InputError(f"nuclei: image_size is {size}: it must be 4 or more and divide {half}")
     spec = find_spec("stardist")
     if spec is None or not spec.submodule_search_locations:
         raise InputError("nuclei come with the package stardist: pip install --no-deps stardist==0.9.1")
     from PIL import Image
 
     folder = Path(spec.submodule_search_locations[0]) / "data" / "images"
-    with Image.open(folder / "img2d.tif") as image, Image.open(folder / "mask2d.tif") as mask:
-        pixels, nuclei = np.asarray(image, np.float32), np.asarray(mask) > 0
+    arrays = []
+    for path in (folder / "img2d.tif", folder / "mask2d.tif"):
+        try:
+            with Image.open(path) as image:
+                arrays.append(np.asarray(image))
+        except FileNotFoundError:
+            raise InputError(f"nuclei: {path} is not there: pip install --no-deps stardist==0.9.1") from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise corrupt(path, error) from None
+        if arrays[-1].shape != (SIDE, SIDE):
+            raise InputError(f"nuclei: {path} is of shape {arrays[-1].shape}, expected {(SIDE, SIDE)}")
+    pixels, nuclei = arrays[0].astype(np.float32), arrays[1] > 0
     low, high = np.percentile(pixels, (0.5, 99.8))
     pixels = np.round(255 * ((pixels - low) / (high - low)).clip(0, 1)).astype(np.uint8)
 

@@ -49,6 +49,36 @@ def known() -> list[str]:
     return tfds.list_builders(with_community_datasets=False)
 
 
+def open_builder(name: str, data_dir: Path) -> Any:
+    """TFDS's builder of a set that is prepared in `data_dir`, for reading rows; None if it is not prepared.
+
+    Raises:
+        InputError: TFDS is not installed; the set's file format is not array_record; it has no split `train`.
+    """
+    if not (data_dir / name.split("/")[0].split(":")[0]).is_dir():
+        return None  # without the half second that importing TFDS takes
+    try:
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import naming, read_only_builder
+    except ImportError as error:
+        raise InputError(f"data set {name} needs tensorflow-datasets ({error}): pip install 'cnn_jax[data]'") from None
+
+    set_name, options = naming.parse_builder_name_kwargs(name)
+    try:
+        builder = read_only_builder.builder_from_files(set_name.name, data_dir=data_dir, **options)
+    except tfds.core.DatasetNotFoundError:
+        return None
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise InputError(
+            f"{name} in {builder.data_dir} was prepared as {builder.info.file_format.value}, which cannot be read by "
+            f"row: prepare it again with `tfds build {name} --file_format=array_record`"
+        )
+    splits = list(builder.info.splits)
+    if "train" not in splits:
+        raise InputError(f"{name} has no split `train`: its splits are {', '.join(splits)}")
+    return builder
+
+
 def load(name: str, data_dir: Path, *, image_size: int | None = None, workers: int | None = None) -> Dataset | None:
     """Loads a set that is prepared in `data_dir`; None if it is not. Uses no network.
 
@@ -66,30 +96,17 @@ def load(name: str, data_dir: Path, *, image_size: int | None = None, workers: i
         InputError: TFDS is not installed; the set is not one of image classification; its file format is not
             array_record; images have several sizes and `image_size` is not given.
     """
-    if not (data_dir / name.split("/")[0].split(":")[0]).is_dir():
-        return None  # without the half second that importing TFDS takes
-    try:
-        import tensorflow_datasets as tfds
-        from tensorflow_datasets.core import naming, read_only_builder
-    except ImportError as error:
-        raise InputError(f"data set {name} needs tensorflow-datasets ({error}): pip install 'cnn_jax[data]'") from None
-
-    set_name, options = naming.parse_builder_name_kwargs(name)
-    try:
-        builder = read_only_builder.builder_from_files(set_name.name, data_dir=data_dir, **options)
-    except tfds.core.DatasetNotFoundError:
+    builder = open_builder(name, data_dir)
+    if builder is None:
         return None
+    import tensorflow_datasets as tfds
+
     features = builder.info.features
     named = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = named.get("image"), named.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise InputError(f"{name} is not a set for image classification: it has no features `image` and `label`")
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise InputError(
-            f"{name} in {builder.data_dir} was prepared as {builder.info.file_format.value}, which cannot be read by "
-            f"row: prepare it again with `tfds build {name} --file_format=array_record`"
-        )
-    size = image_size or _IMAGE_SIZE.get(set_name.name)
+    size = image_size or _IMAGE_SIZE.get(builder.name)
     height, width, channels = image.shape
     if size is not None:
         height = width = size
@@ -102,9 +119,7 @@ def load(name: str, data_dir: Path, *, image_size: int | None = None, workers: i
         return Records(name, source, np.arange(len(source)))
 
     splits = list(builder.info.splits)
-    if "train" not in splits:
-        raise InputError(f"{name} has no split `train`: its splits are {', '.join(splits)}")
-    test = _TEST_SPLIT.get(set_name.name) or next((s for s in ("test", "validation") if s in splits), None)
+    test = _TEST_SPLIT.get(builder.name) or next((s for s in ("test", "validation") if s in splits), None)
     train = records("train")
     parts = (train, records(test)) if test else _split(train)
     if sum(map(len, parts)) * np.prod(shape) <= dataset.RESIDENT_BYTES:
@@ -112,8 +127,8 @@ def load(name: str, data_dir: Path, *, image_size: int | None = None, workers: i
     else:
         readers = [Labelled(part, shape, label.num_classes, size is not None) for part in parts]
         parts = [Stream(reader, workers=workers) for reader in readers]
-    if set_name.name in _MOMENTS:
-        mean, std = _MOMENTS[set_name.name]
+    if builder.name in _MOMENTS:
+        mean, std = _MOMENTS[builder.name]
     elif isinstance(parts[0], dict):
         mean, std = dataset.moments(parts[0]["image"])
     else:

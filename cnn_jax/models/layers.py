@@ -56,7 +56,7 @@ class Conv(nn.Module):
 
 
 def convolution(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, stride: int = 1, dilation: int = 1
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, stride: int = 1, dilation: int = 1
 ) -> jax.Array:
     """The sum over the kernel's places, padded by `dilation * (side // 2)`: [N,h,w,features].
 
@@ -66,7 +66,7 @@ def convolution(
     Args:
         x: [N,H,W,C].
         kernel: [side,side,C,features].
-        bias: [features], added.
+        bias: [features], added, or None.
         stride: pixels from one place to the next.
         dilation: pixels from one number of the kernel to the next.
     """

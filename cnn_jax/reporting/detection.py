@@ -12,9 +12,10 @@ from .report import Details, Table
 
 
 def print_start(name: str, sizes: Mapping[str, int], objects: Mapping[str, np.ndarray], class_names, description):
-    """Prints the data set and the network. objects: {split: of each class i64[C]}."""
+    """Prints the data set and the network. objects: {split: of each class i64[C]}, of the splits where it is known."""
     totals = ", ".join(
-        f"{sizes[split]:,} {split} images with {int(of.sum()):,} objects" for split, of in objects.items()
+        f"{size:,} {split} images" + (f" with {int(objects[split].sum()):,} objects" if split in objects else "")
+        for split, size in sizes.items()
     )
     shown = [[label, *(int(of[i]) for of in objects.values())] for i, label in enumerate(class_names)][:20]
     print_table(f"{name}: {totals}", ["class", *objects], shown)
@@ -44,7 +45,7 @@ def write(
     """Writes and prints what a finished run has found: `summary.json`, `figures/`, `report.html`.
 
     Args:
-        objects: {split: objects of each class i64[C]}.
+        objects: {split: objects of each class i64[C]}, of the splits where it is known.
         samples: training images: `image` u8[N,H,W,C], `boxes` f32[N,M,4], `label` i32[N,M], `objects` bool[N,M].
         metrics: what the task's `summarize` gave for the test set.
         predicted: the same three arrays and `scores` f32[N,D], of the test set, in pixels of its images.
@@ -75,8 +76,9 @@ def write(
         draw(
             "samples", plots.image_grid(np.stack(shown), columns=4), "Training images with the boxes of their objects."
         ),
-        draw("counts", plots.class_counts(objects, class_names), "Objects of each class."),
     ]
+    if objects:
+        data.append(draw("counts", plots.class_counts(objects, class_names), "Objects of each class."))
     rows = np.arange(min(12, len(losses)))
     worst = np.argsort(-losses, kind="stable")[:6]
     pairs = [picture for i in worst for found in (False, True) for picture in pictures(np.array([i]), found=found)]

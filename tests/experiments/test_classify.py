@@ -1,7 +1,6 @@
 """The command `python -m experiments.classify`, whole but in this process, on 8 devices."""
 
 import contextlib
-import io
 import json
 import math
 import re
@@ -9,52 +8,28 @@ import shutil
 import signal
 import socket
 import struct
-import sys
+from functools import partial
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_jax import cli, data, models, training
+from cnn_jax import data, models, training
 from cnn_jax.models.simple_cnn import SimpleCNN
 from cnn_jax.reporting import read_metrics
 from cnn_jax.run import Run
 from experiments import classify
 
-
-def run(*flags) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the command."""
-    arguments, sys.argv = sys.argv, ["experiments/classify.py", *map(str, flags)]
-    try:
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-            try:
-                cli.main(classify.main, classify.Config, classify.__doc__)
-                code = 0
-            except SystemExit as end:
-                code = end.code
-    finally:
-        sys.argv = arguments
-    return code, out.getvalue(), err.getvalue()
+run, fails = partial(commands.run, classify), partial(commands.fails, classify)
 
 
 def tiny(*flags) -> str:
     """What a tiny run that succeeds prints."""
-    code, out, err = run("--tiny", *flags)
-    assert (code, err) == (0, "")
-    return out
-
-
-def fails(*flags) -> str:
-    """The one sentence with which the command refuses its arguments."""
-    code, _, err = run(*flags)
-    assert code == 2
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-    return err[len("error: ") : -1]
+    return commands.succeeds(classify, "--tiny", *flags)
 
 
 @pytest.fixture(scope="module")
