@@ -24,14 +24,14 @@ def print_network(description) -> None:
 
 
 def write_summary(folder: Path, description, metrics: Mapping, *, seconds: float, images_per_second: float) -> dict:
-    """Writes `summary.json`, flat: name → number, the metrics as `test_…`; returns it."""
+    """Writes `summary.json`, flat: name → number, the metrics as `test_…`, but those that are undefined; returns it."""
     summary = {
         "parameters": description.parameters,
         "trainable_parameters": description.trainable,
         "flops_per_image": description.flops,
         "train_seconds": seconds,
         "images_per_second": images_per_second,
-        **{f"test_{name}": value for name, value in metrics.items() if np.ndim(value) == 0},
+        **{f"test_{name}": value for name, value in metrics.items() if np.ndim(value) == 0 and not np.isnan(value)},
     }
     write_json(Path(folder) / "summary.json", summary)
     return summary

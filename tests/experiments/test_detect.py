@@ -61,9 +61,9 @@ def test_predict_draws_boxes(run, tmp_path):
     picture = tmp_path / "grey.png"
     Image.fromarray(np.full((50, 90, 3), 128, np.uint8)).save(picture)
     printed = succeeds(predict, run[0], picture, "--threshold", 0.01, "--out", tmp_path / "drawn")
-    drawn = Image.open(tmp_path / "drawn" / "grey.found.png")
     assert "drawn in" in printed
-    assert drawn.width / drawn.height == 90 / 50
+    with Image.open(tmp_path / "drawn" / "grey.found.png") as drawn:
+        assert drawn.width / drawn.height == 90 / 50
 
 
 def test_a_set_in_cocos_form(squares, tmp_path):
