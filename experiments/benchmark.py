@@ -1,12 +1,14 @@
 """How fast does it train, beside PyTorch?
 
-    python -m experiments.benchmark                 # ours alone
-    python -m experiments.benchmark --peer torch    # beside PyTorch: eager, eager bf16, torch.compile
+    python -m experiments.benchmark                                # ours alone
+    python -m experiments.benchmark --peer torch                   # beside PyTorch: eager, eager bf16, torch.compile
+    python -m experiments.benchmark --peer torch --task detect     # FCOS beside torchvision's; `segment`: DeepLabv3
 
 Every contestant is a process of its own. They take turns in one run, a few steps each a round, so that all meet the
 same machine; what is printed is the median of the rounds and the middle half of them. PyTorch runs with the number of
-threads that is fastest for it. FLOPs of a step are three times those of the forward pass. The last line is one JSON
-object: measurement -> numbers; ratios are the peer's time over ours.
+threads that is fastest for it. FLOPs of a step are three times those of the forward pass. `compilations` counts how
+often our step was compiled; its batches hold from none to eight objects an image. The last line is one JSON object:
+measurement -> numbers; ratios are the peer's time over ours. `--peer torch` needs the extra `peers`.
 """
 
 import json
@@ -21,75 +23,78 @@ import jax
 import numpy as np
 
 from cnn_jax import cli, runtime
+from cnn_jax.errors import unknown
 from cnn_jax.reporting import print_table
 from cnn_jax.reporting.trackers import plain
 from cnn_jax.run import environment
-from experiments.peers.contest import Contestant
-
-TORCH = {
-    "torch_eager": {"bfloat16": False, "compiled": False},
-    "torch_eager_bf16": {"bfloat16": True, "compiled": False},
-    "torch_compile": {"bfloat16": False, "compiled": True},
-    "torch_compile_bf16": {"bfloat16": True, "compiled": True},
-}
+from experiments.peers import require
+from experiments.peers.contest import WORK, Contestant, take_turns, torch_rivals
 
 
 @dataclass(frozen=True)
 class Config:
     """Measure training speed."""
 
+    task: Literal["classify", "detect", "segment"] = "classify"
     peer: Literal["torch"] | None = None
-    models: tuple[Literal["simple_cnn", "resnet18", "resnet50"], ...] = ()  # simple_cnn; on a GPU all three
-    batch_size: int = 128
+    models: tuple[str, ...] = ()  # of that task: simple_cnn, on a GPU also resnet18 and resnet50; fcos_small and …
+    batch_size: int | None = None  # 128; for a detector on 64×64 images 16; for the large ones 2 on a CPU, 16 on a GPU
     rounds: int = 12
-    steps: int = 10  # of each contestant, a round
+    steps: int = 10  # of each contestant, a round; of the large ones on a CPU 1
     epochs: int = 3  # of the whole program
     tiny: bool = False  # the same in less time, with numbers that say little
 
 
 def main(config: Config) -> None:
+    if config.peer:
+        require("torch", "torchvision")
     runtime.configure()
     gpu = jax.default_backend() != "cpu"
     rounds, epochs = (2, 1) if config.tiny else (config.rounds, config.epochs)
+    known = [name for name, work in WORK.items() if work.task == config.task]
     results = {}
-    for model in config.models or (("simple_cnn", "resnet18", "resnet50") if gpu else ("simple_cnn",)):
-        steps = 1 if config.tiny else config.steps * (1 if model != "simple_cnn" or not gpu else 50)
-        results |= step(model, config, rounds, steps, gpu)
-    results |= program(config.peer, rounds=1 if config.tiny else 5, epochs=epochs)
+    for model in config.models or (known if gpu or config.task != "classify" else ["simple_cnn"]):
+        if model not in known:
+            raise unknown(f"model to {config.task}", model, known)
+        results |= step(model, config, rounds, gpu)
+    if config.task == "classify":
+        results |= program(config.peer, rounds=1 if config.tiny else 5, epochs=epochs)
     results["machine"] = {**environment(), "load": os.getloadavg()[0]}
     print(json.dumps(plain(results)))
 
 
-def step(model: str, config: Config, rounds: int, steps: int, gpu: bool) -> dict:
+def step(model: str, config: Config, rounds: int, gpu: bool) -> dict:
     """One training step of a model: float32 on a CPU, bfloat16 on a GPU."""
-    batch, precision, size = config.batch_size, "bfloat16" if gpu else "float32", 8192 if gpu else 2048
-    common = {"model": model, "batch_size": batch, "matmul_size": size}
+    work = WORK[model]
+    small = model in ("simple_cnn", "fcos_small")
+    batch, side = config.batch_size or work.batch[gpu], work.side[gpu]
+    steps = config.steps * (50 if gpu and small else 1) if gpu or small else 1
+    if config.tiny:
+        steps, side = 1, min(side, 64)
+    precision, size = "bfloat16" if gpu else "float32", 8192 if gpu else 2048
+    common = {"model": model, "batch_size": batch, "side": side, "matmul_size": size}
     images = 60_000 if model == "simple_cnn" and not config.tiny else 4 * batch
     contestants = {"ours": Contestant("ours", precision=precision, images=images, **common)}
-    if config.peer:
-        rivals = {name: how for name, how in TORCH.items() if gpu or name != "torch_compile_bf16"}
-        contestants |= {name: Contestant("torch_program", **common, **how) for name, how in rivals.items()}
-    times = {name: [] for name in contestants}
-    peak = 0.0
-    for _ in range(rounds):
-        for name, contestant in contestants.items():
-            times[name].append(1000 * contestant.seconds(f"steps {steps}") / steps)
-            if gpu or name in ("ours", "torch_eager"):  # in the precision of our step
-                peak = max(peak, 2 * size**3 / contestant.seconds("matmul"))
-    flops = 3 * contestants["ours"].about["flops"] * batch
-    threads = {name: contestant.about.get("threads") for name, contestant in contestants.items()}
-    for contestant in contestants.values():
-        contestant.close()
+    rivals = torch_rivals(model, gpu) if config.peer else {}
+    contestants |= {name: Contestant("torch_step", **common, **how) for name, how in rivals.items()}
+    times, peak = take_turns(contestants, steps, rounds, matmul=("ours", "torch_eager") if not gpu else (*contestants,))
+    peak = 2 * size**3 / peak
     result = compared(times)
-    result |= {"batch_size": batch, "images_per_second": 1000 * batch / result["ours_ms"], "gflops_peak": peak / 1e9}
+    result |= {"batch_size": batch, "side": side, "images_per_second": 1000 * batch / result["ours_ms"]}
+    result |= {"compilations": int(contestants["ours"].ask("compilations")), "gflops_peak": peak / 1e9}
+    flops = 3 * contestants["ours"].about["flops"] * batch
     result["share_of_peak"] = 1000 * flops / result["ours_ms"] / peak
     if gpu and model == "simple_cnn":
         result["epoch_of_60000_ms"] = result["ours_ms"] * 60_000 / batch
-    notes = {name: f"{threads[name]} threads" if threads[name] else "" for name in times}
-    show(f"{model}: one training step, batch {batch}, ours in {precision}", times, notes)
+    threads = {name: contestant.about.get("threads") for name, contestant in contestants.items()}
+    for contestant in contestants.values():
+        contestant.close()
+    notes = {name: f"{count} threads" for name, count in threads.items() if count}
+    show(f"{model}: one training step, batch {batch} of {side}×{side}, ours in {precision}", times, notes)
     print(
         f"{result['images_per_second']:,.0f} images/s; {result['share_of_peak']:.0%} of the "
-        f"{peak / 1e9:,.0f} GFLOP/s that multiplying {size}×{size} matrices reaches here\n"
+        f"{peak / 1e9:,.0f} GFLOP/s that multiplying {size}×{size} matrices reaches here; "
+        f"compilations of ours: {result['compilations']}\n"
     )
     return {f"{model}_step": result}
 

@@ -8,7 +8,7 @@ from cnn_jax.errors import InputError
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m cnn_jax.data", description="Data sets for image classification.")
+    parser = argparse.ArgumentParser(prog="python -m cnn_jax.data", description="Data sets.")
     commands = parser.add_subparsers(dest="command")
     prepare = commands.add_parser(
         "prepare", help="make mnist, fashion_mnist, cifar10 or cifar100 ready, without TensorFlow"

@@ -1,1 +1,15 @@
-"""The programs that `experiments.benchmark` compares, each in a process of its own."""
+"""What `experiments.benchmark` and `experiments.parity` compare with: other libraries' programs."""
+
+from importlib.util import find_spec
+
+from cnn_jax.errors import InputError
+
+
+def require(*names: str) -> None:
+    """Raises an `InputError` that says how to install them, if one of these packages is not there."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} cannot be found: pip install 'cnn_jax[peers]', "
+            "and then pip install --no-deps torchvision==0.28.0"
+        )

@@ -8,17 +8,72 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
-# What a model is measured on: (side of the images, channels, classes).
-SHAPES = {"simple_cnn": (28, 1, 10), "resnet18": (224, 3, 1000), "resnet50": (224, 3, 1000)}
+import numpy as np
 
 
-def serve(run: Callable[[int], float], matmul: Callable[[], float], **about) -> None:
-    """Answers, a line each: `steps N` with the seconds of N steps, `matmul` with those of one multiplication."""
+class Work(NamedTuple):
+    """What a model is measured on: images of `side` pixels, on a CPU and on a GPU, and so many of them in a batch."""
+
+    task: str
+    channels: int
+    classes: int
+    side: tuple[int, int]
+    batch: tuple[int, int]
+
+
+WORK = {
+    "simple_cnn": Work("classify", 1, 10, (28, 28), (128, 128)),
+    "resnet18": Work("classify", 3, 1000, (224, 224), (128, 128)),
+    "resnet50": Work("classify", 3, 1000, (224, 224), (128, 128)),
+    "fcos_small": Work("detect", 3, 10, (64, 64), (16, 16)),
+    "fcos_resnet50_fpn": Work("detect", 3, 90, (256, 512), (2, 16)),
+    "deeplabv3_resnet50": Work("segment", 3, 21, (256, 512), (2, 16)),
+}
+MOST_OBJECTS = 8
+TORCH = {
+    "torch_eager": {"bfloat16": False, "compiled": False},
+    "torch_eager_bf16": {"bfloat16": True, "compiled": False},
+    "torch_compile": {"bfloat16": False, "compiled": True},
+    "torch_compile_bf16": {"bfloat16": True, "compiled": True},
+}
+
+
+def torch_rivals(model: str, gpu: bool) -> dict[str, dict]:
+    """The ways to run PyTorch that are worth comparing with, for `torch_step.work`."""
+    if model == "fcos_small":  # which torchvision has not
+        return {}
+    # torchvision's detectors come apart under `torch.compile`, and on a CPU it takes three minutes for DeepLabv3: after
+    # them steps of either are no faster.
+    compiles = WORK[model].task == "classify" or (gpu and WORK[model].task == "segment")
+    rivals = {name: how for name, how in TORCH.items() if compiles or not how["compiled"]}
+    return {name: how for name, how in rivals.items() if gpu or name != "torch_compile_bf16"}
+
+
+def random_data(model: str, images: int, side: int) -> dict[str, np.ndarray]:
+    """Images and what is true of them, in the form of our batches; for a detector with none to eight objects each."""
+    work, rng = WORK[model], np.random.default_rng(0)
+    data = {"image": rng.integers(0, 256, (images, side, side, work.channels), np.uint8)}
+    if work.task == "segment":
+        return data | {"map": rng.integers(0, work.classes, (images, side, side), np.uint8)}
+    if work.task == "classify":
+        return data | {"label": rng.integers(0, work.classes, images, np.int32)}
+    corner = rng.uniform(0, side / 2, (images, MOST_OBJECTS, 2))
+    size = rng.uniform(side / 16, side / 2, corner.shape)
+    return data | {
+        "boxes": np.concatenate([corner, corner + size], -1).astype(np.float32),
+        "label": rng.integers(0, work.classes, corner.shape[:2], np.int32),
+        "objects": np.arange(MOST_OBJECTS) < ((np.arange(images) + 4) % (MOST_OBJECTS + 1))[:, None],
+    }
+
+
+def serve(about: dict, **commands: Callable[[int], float]) -> None:
+    """Answers lines such as `steps 10` with what `commands["steps"](10)` returns, after a first line `about` itself."""
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         command, *arguments = line.split()
-        print(run(int(arguments[0])) if command == "steps" else matmul(), flush=True)
+        print(commands[command](*map(int, arguments)), flush=True)
 
 
 class Contestant:
@@ -37,7 +92,7 @@ class Contestant:
             raise RuntimeError(f"a contestant ended with {self._process.wait()}; what it said is above")
         return line
 
-    def seconds(self, command: str) -> float:
+    def ask(self, command: str) -> float:
         time.sleep(0.2)  # until the threads of the one before have gone to sleep
         print(command, file=self._process.stdin, flush=True)
         return float(self._answer())
@@ -45,3 +100,16 @@ class Contestant:
     def close(self) -> None:
         with self._process:  # closes its pipes, at which it ends, and waits for that
             pass
+
+
+def take_turns(
+    contestants: dict[str, Contestant], steps: int, rounds: int, *, matmul: tuple[str, ...]
+) -> tuple[dict[str, list[float]], float]:
+    """Milliseconds of a step, {name: one a round}, and the least seconds in which those in `matmul` multiplied."""
+    times, multiplied = {name: [] for name in contestants}, []
+    for i in range(rounds + 1):  # the first warms up, and compiles ours
+        for name, contestant in contestants.items():
+            ms = 1000 * contestant.ask(f"steps {steps}") / steps
+            times[name] += [ms] if i else []
+            multiplied += [contestant.ask("matmul")] if name in matmul else []
+    return times, min(multiplied)

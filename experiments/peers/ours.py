@@ -3,32 +3,28 @@
 import time
 from functools import partial
 
-from experiments.peers.contest import SHAPES, serve
+from experiments.peers.contest import WORK, random_data, serve
 
 
-def work(*, model: str, batch_size: int, precision: str, images: int, matmul_size: int) -> None:
+def work(*, model: str, batch_size: int, side: int, precision: str, images: int, matmul_size: int) -> None:
     from cnn_jax import runtime
 
     runtime.configure()
     import jax
     import jax.numpy as jnp
-    import numpy as np
     import optax
 
     from cnn_jax import models, tasks, training
 
-    size, channels, classes = SHAPES[model]
-    stem = {} if model == "simple_cnn" else {"stem": "large"}
-    net = models.create(model, num_classes=classes, dtype=precision, **stem)
-    tx, key = optax.adam(1e-3), jax.random.key(0)
-    step = training.make_train_step(net, tasks.classify(classes), tx)
-    rng = np.random.default_rng(0)
-    data = {
-        "image": rng.integers(0, 256, (images, size, size, channels), np.uint8),
-        "label": rng.integers(0, classes, images, np.int32),
-    }
-    data = jax.device_put(data)
-    state = training.create_state(key, net, tx, (size, size, channels))
+    of = WORK[model]
+    stem = {"stem": "large"} if model.startswith("resnet") else {}
+    net = models.create(model, num_classes=of.classes, dtype=precision, **stem)
+    options = {"strides": net.strides} if of.task == "detect" else {}
+    task = getattr(tasks, of.task)(of.classes, **options)
+    tx, key, shape = optax.adam(1e-3), jax.random.key(0), (side, side, of.channels)
+    step = training.make_train_step(net, task, tx)
+    data = jax.device_put(random_data(model, images, side))
+    state = training.create_state(key, net, tx, shape)
     loop = jax.default_backend() != "cpu"  # many steps a dispatch, as `fit` does there
     order, done = training.Order(images, batch_size, 0), 0
 
@@ -58,9 +54,10 @@ def work(*, model: str, batch_size: int, precision: str, images: int, matmul_siz
         multiply(a, a).block_until_ready()
         return time.perf_counter() - begin
 
-    seconds(3), matmul()
-    flops = models.describe(net, (size, size, channels)).flops
-    serve(seconds, matmul, jax=jax.__version__, device=jax.devices()[0].device_kind, flops=flops)
+    matmul()
+    about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    about["flops"] = models.describe(net, shape).flops
+    serve(about, steps=seconds, matmul=matmul, compilations=run._cache_size)
 
 
 def program(epochs: float | None, *, steps: int | None = None) -> None:

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from cnn_jax.errors import InputError
 from experiments import benchmark
+from experiments.peers import contest
 
 
 def test_ratios_are_the_peers_time_over_ours():
@@ -15,8 +17,8 @@ def test_ratios_are_the_peers_time_over_ours():
     }  # fmt: skip
 
 
-def last_line(capsys, **options):
-    benchmark.main(benchmark.Config(tiny=True, batch_size=16, **options))
+def last_line(capsys, *, batch_size=16, **options):
+    benchmark.main(benchmark.Config(tiny=True, batch_size=batch_size, **options))
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -29,7 +31,22 @@ def test_alone(capsys, monkeypatch):
     np.testing.assert_allclose(step["images_per_second"], 16_000 / step["ours_ms"])
     flops = 3 * 8_482_304 * 16
     np.testing.assert_allclose(step["share_of_peak"], flops / (step["ours_ms"] * 1e6 * step["gflops_peak"]))
+    assert step["compilations"] == 1
     assert not any(name.startswith(("torch", "ratio")) for name in step)
+
+
+def test_the_number_of_objects_compiles_nothing_anew(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    objects = contest.random_data("fcos_small", 16, 64)["objects"].sum(1)
+    assert set(objects) == set(range(9))
+    found = last_line(capsys, batch_size=4, task="detect", models=("fcos_small",))
+    assert set(found) == {"fcos_small_step", "machine"}
+    assert found["fcos_small_step"]["compilations"] == 1
+
+
+def test_a_model_of_another_task():
+    with pytest.raises(InputError, match=r"unknown model to segment 'resnet18'.*deeplabv3_resnet50"):
+        benchmark.main(benchmark.Config(task="segment", models=("resnet18",)))
 
 
 @pytest.mark.peers
@@ -40,3 +57,14 @@ def test_beside_torch(capsys, monkeypatch):
     for name in ("eager", "eager_bf16", "compile"):
         np.testing.assert_allclose(step[f"ratio_{name}"], step[f"torch_{name}_ms"] / step["ours_ms"])
     assert found["program"]["torch_eager_ms"] > 0
+
+
+@pytest.mark.peers
+@pytest.mark.slow
+def test_beside_torchvision(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    found = last_line(capsys, batch_size=2, task="detect", peer="torch", models=("fcos_resnet50_fpn",))
+    step = found["fcos_resnet50_fpn_step"]
+    assert step["compilations"] == 1
+    for name in ("eager", "eager_bf16"):
+        np.testing.assert_allclose(step[f"ratio_{name}"], step[f"torch_{name}_ms"] / step["ours_ms"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cnn_jax.tasks import coco
+from experiments.peers.coco_cases import random_case
 
 
 def case(predicted, true):
@@ -76,26 +77,6 @@ def test_nothing_there_and_nothing_found():
     assert np.isnan(empty["ap"])
     missed = coco.summarize(*case([[]], [[(BOX, 0, 0)]]), 1)
     assert missed["ap"] == missed["f1"] == 0
-
-
-def random_case(rng, images=12, detections=15, objects=6, classes=4, *, ties=False):
-    """Detections near objects, with crowds, images without any, and perhaps equal scores."""
-    corner, size = rng.uniform(0, 150, (images, objects, 2)), rng.uniform(4, 120, (images, objects, 2))
-    true = {"boxes": np.round(np.concatenate([corner, corner + size], -1))}
-    true |= {"label": rng.integers(0, classes, (images, objects)), "objects": rng.random((images, objects)) < 0.6}
-    true |= {"crowd": rng.random((images, objects)) < 0.15}
-    true["objects"][0] = False
-    true["area"] = np.prod(size, -1) * rng.uniform(0.4, 1, size.shape[:2])
-    source = rng.integers(0, objects, (images, detections))
-    boxes = np.take_along_axis(true["boxes"], source[..., None], 1) + np.round(rng.normal(0, 4, (*source.shape, 4)))
-    boxes[..., 2:] = np.maximum(boxes[..., 2:], boxes[..., :2] + 1)
-    label = np.take_along_axis(true["label"], source, 1)
-    label = np.where(rng.random(source.shape) < 0.8, label, rng.integers(0, classes, source.shape))
-    scores = rng.random(source.shape)
-    scores = np.round(scores, 1) if ties else scores
-    found = {"boxes": boxes, "label": label, "scores": scores, "objects": rng.random(source.shape) < 0.8}
-    found["objects"][1] = False
-    return found, true
 
 
 def test_padding_and_the_order_of_images_change_nothing():

@@ -1,0 +1,148 @@
+"""Are networks, non-maximum suppression and COCO's metrics those of torchvision and pycocotools?
+
+    python -m experiments.parity                 # everything, in some minutes on two cores
+    python -m experiments.parity --only coco     # or networks, or nms
+
+The peers are computed in the run, on random weights, images and boxes; nothing is downloaded. Weights reach our
+networks through a saved state dict and `models.load_pretrained`, and so do PyTorch's gradients, to be compared with
+ours. It needs the extra `peers`. The last line is one JSON object: measurement -> numbers. A difference above its bound
+ends it with exit status 1.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import numpy as np
+
+from cnn_jax import cli, runtime
+from cnn_jax.reporting import print_table
+from cnn_jax.reporting.trackers import plain
+from cnn_jax.run import environment
+from cnn_jax.tasks import boxes, coco
+from experiments.peers import coco_cases, require
+from experiments.peers.contest import WORK, random_data
+
+# Side of the images, and how many.
+NETWORKS = {"resnet18": (64, 4), "resnet50": (64, 4), "fcos_resnet50_fpn": (256, 2), "deeplabv3_resnet50": (64, 4)}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare with the libraries that define what is right."""
+
+    only: Literal["networks", "nms", "coco"] | None = None
+    tiny: bool = False  # fewer and smaller cases, and no gradients
+
+
+def main(config: Config) -> None:
+    require("torch", "torchvision", "pycocotools")
+    runtime.configure()
+    results = {}
+    for name, part in {"networks": networks, "nms": nms, "coco": metrics}.items():
+        if config.only in (None, name):
+            results |= part(config.tiny)
+    broken = [name for name, x in results.items() if "bound" in x and not x["difference"] <= x["bound"]]
+    if results.get("coco_speed", {"ratio": 2})["ratio"] <= 1:
+        broken.append("coco_speed")
+    results["machine"] = {**environment(), "load": os.getloadavg()[0]}
+    print(json.dumps(plain(results)))
+    if broken:
+        raise SystemExit(f"error: above their bounds: {', '.join(broken)}")
+
+
+def networks(tiny: bool) -> dict:
+    """Outputs and detections in evaluation, the loss in training, and the gradient with the running statistics.
+
+    With batch norm's statistics of the batch, the gradient of such a network hangs on the last bits: PyTorch's own
+    differs by per cents between float32 and float64. And still a ReLU whose input is almost zero may open in one
+    library alone, which changes the gradient by up to a hundredth; hence its bound.
+    """
+    from experiments.peers import ours_parity, torch_parity
+
+    found = {}
+    for name, (side, batch_size) in NETWORKS.items():
+        side = min(side, 128) if tiny else side
+        peer, batch = torch_parity.network(name, side), random_data(name, batch_size, side)
+        ours = ours_parity.create(name, peer)
+        outputs = ours_parity.evaluate(ours, batch)
+        for what, values in torch_parity.evaluate(name, peer, batch).items():
+            found[name, what] = compared(outputs[what], values, 1e-4)
+        if WORK[name].task == "detect":  # torchvision divides the loss by the places of the whole batch, we of an image
+            batch = {key: values[:1] for key, values in batch.items()}
+        loss, _ = torch_parity.train(name, peer, batch, frozen=False)
+        found[name, "loss in training"] = compared(ours_parity.loss(ours, batch), loss, 1e-4)
+        if not tiny:
+            _, gradient = torch_parity.train(name, peer, batch, frozen=True)
+            gradient = ours_parity.converted(name, gradient)["params"]
+            found[name, "gradient"] = compared(ours_parity.gradient(ours, batch), gradient, 0.02)
+    rows = [[*of, *map("{:.2g}".format, numbers.values())] for of, numbers in found.items()]
+    print_table("Networks and torchvision's", ["network", "what", "largest difference", "largest value", "bound"], rows)
+    return {"_".join(of).replace(" ", "_"): numbers for of, numbers in found.items()}
+
+
+def compared(ours, theirs, relative: float) -> dict[str, float]:
+    """The largest difference between arrays or trees of them; infinite where they differ in shape."""
+    ours, theirs = ([np.asarray(x, np.float64) for x in jax.tree.leaves(tree)] for tree in (ours, theirs))
+    same = [x.shape for x in ours] == [x.shape for x in theirs]
+    worst = max(np.abs(a - b).max(initial=0) for a, b in zip(ours, theirs, strict=True)) if same else np.inf
+    scale = max(np.abs(x).max(initial=0) for x in theirs)
+    return {"difference": worst, "scale": scale, "bound": relative * scale}
+
+
+def nms(tiny: bool) -> dict:
+    """Which boxes remain, of several labels, with equal scores, equal boxes and empty ones."""
+    import torch
+
+    from experiments.peers import torch_models
+
+    torchvision = torch_models.import_torchvision()
+    count = 1100 if tiny else 5000  # of up to 1,000 torchvision moves the labels apart, which rounds
+    rng = np.random.default_rng(0)
+    corner, size = np.round(rng.uniform(0, 100, (count, 2))), np.round(rng.exponential(50, (count, 2)))
+    these = np.concatenate([corner, corner + size], -1).astype(np.float32)
+    these[::10] = these[1::10]
+    scores, labels = np.round(rng.random(count), 2).astype(np.float32), rng.integers(0, 5, count)
+    found = {}
+    for threshold in (0.3, 0.5, 0.6, 0.9):
+        choose = jax.jit(partial(boxes.nms, threshold=threshold, limit=count))
+        ours, chosen = map(np.asarray, choose(these, scores, labels))
+        theirs = torchvision.ops.batched_nms(*map(torch.from_numpy, (these, scores, labels)), threshold).numpy()
+        different = np.setxor1d(ours[chosen], theirs)
+        found[f"nms_{threshold}"] = {"difference": len(different), "scale": len(theirs), "bound": 0}
+    rows = [[name.removeprefix("nms_"), count, x["scale"], x["difference"]] for name, x in found.items()]
+    missing = "" if torchvision.extension._has_ops() else " (plain loops for its compiled operator, which is not there)"
+    print_table(f"Non-maximum suppression and torchvision's{missing}", ["IoU", "boxes", "chosen", "by one alone"], rows)
+    return found
+
+
+def metrics(tiny: bool) -> dict:
+    """COCO's twelve numbers in random cases, with crowds and images without objects or detections; and the time."""
+    case = {"images": 40, "detections": 25, "objects": 9, "classes": 4}
+    many = {"images": 200 if tiny else 5000, "detections": 100, "objects": 15, "classes": 80}
+    cases = [["distinct scores", case], ["equal scores", case | {"ties": True}]] * (1 if tiny else 3)
+    cases += [["more than 100 of a class", {"images": 3, "detections": 260, "objects": 40, "classes": 1}]]
+    cases += [[f"{many['images']:,} × 100 detections of 80 classes", many]] * 3
+    rows = []
+    for seed, (what, options) in enumerate(cases):
+        predicted, true = coco_cases.random_case(np.random.default_rng(seed), **options)
+        loaded = coco_cases.load(predicted, true, options["classes"])  # before the clock starts
+        begin = time.perf_counter()
+        ours = coco_cases.twelve(coco.summarize(predicted, true, options["classes"]))
+        middle = time.perf_counter()
+        difference = np.abs(ours - coco_cases.evaluate(*loaded)).max()
+        rows.append([what, difference, middle - begin, time.perf_counter() - middle])
+    worst = {"difference": np.max([row[1] for row in rows]), "bound": 1e-6}
+    ours, theirs = np.median([row[2:] for row in rows[-3:]], axis=0)
+    speed = {"ours_s": ours, "pycocotools_s": theirs, "ratio": theirs / ours}
+    rows = [[what, f"{worst:.1g}", f"{a:.2f} s", f"{b:.2f} s", f"{b / a:.1f}"] for what, worst, a, b in rows]
+    print_table("COCO's twelve numbers and pycocotools'", ["case", "difference", "ours", "pycocotools", "ratio"], rows)
+    return {"coco_metrics": worst, "coco_speed": speed}
+
+
+if __name__ == "__main__":
+    cli.main(main, Config, __doc__)

@@ -1,0 +1,56 @@
+"""A training step in PyTorch, on one batch that lies on the device: nothing is loaded, permuted or converted."""
+
+import os
+import time
+
+import torch
+
+from experiments.peers import torch_models
+from experiments.peers.contest import random_data, serve
+
+
+def work(*, model: str, batch_size: int, side: int, bfloat16: bool, compiled: bool, matmul_size: int) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = torch_models.create(model, side).to(device).train()
+    if model != "simple_cnn":
+        net = net.to(memory_format=torch.channels_last)
+    images, targets = torch_models.tensors(model, random_data(model, batch_size, side), device)
+    optimiser = torch.optim.Adam(net.parameters(), 1e-3)
+    forward = torch.compile(net) if compiled else net
+
+    def seconds(steps: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(steps):
+            with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+                loss = torch_models.loss(model, forward, images, targets)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    a = torch.ones(matmul_size, matmul_size, device=device, dtype=torch.bfloat16 if bfloat16 else torch.float32)
+
+    def matmul() -> float:
+        begin = time.perf_counter()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    seconds(3), matmul()
+    threads = best_threads(seconds) if device == "cpu" else None
+    serve({"torch": torch.__version__, "threads": threads}, steps=seconds, matmul=matmul)
+
+
+def best_threads(seconds) -> int:
+    """The number of threads that is fastest here, set."""
+    measured = {}
+    for threads in {1, max(1, os.cpu_count() // 2), os.cpu_count()}:
+        torch.set_num_threads(threads)
+        seconds(1)
+        measured[threads] = min(seconds(3) for _ in range(3))
+    best = min(measured, key=measured.get)
+    torch.set_num_threads(best)
+    return best
