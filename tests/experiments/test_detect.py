@@ -90,7 +90,6 @@ def test_a_set_in_cocos_form(squares, tmp_path):
         ("--dataset nowhere.json", "cannot read nowhere.json"),
         ("--dataset scenes/mnist_1k", "unknown data set 'mnist_1k'"),
         ("--augment flop", "unknown --augment 'flop'"),
-        ("--image-size 60", "fcos: images of shape"),
         ("--backbone nowhere", "there is no run folder nowhere"),
         ("--scenes 0", "scenes: train 0"),
     ],

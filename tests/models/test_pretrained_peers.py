@@ -10,20 +10,14 @@ from torch import nn
 from cnn_jax import models
 from cnn_jax.errors import InputError
 from cnn_jax.models.torch_files import read_tensors
+from experiments.peers.torch_models import import_torchvision
 
 pytestmark = pytest.mark.peers
 
 
 @pytest.fixture(scope="module")
 def torchvision():
-    try:  # torchvision looks for its compiled operators, which networks do without; name those that it wants on import
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:  # a whole torchvision has them
-        pass
-    import torchvision
-
-    return torchvision
+    return import_torchvision()
 
 
 class SimpleCNN(nn.Module):

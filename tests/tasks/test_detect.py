@@ -1,4 +1,4 @@
-"""Detection's losses and decoding by hand and by slow loops; torchvision is in test_detect_peers.py."""
+"""Detection's losses and decoding by hand and by slow loops; torchvision is in experiments.parity."""
 
 import jax
 import jax.numpy as jnp
