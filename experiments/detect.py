@@ -27,7 +27,7 @@ class Config(Recipe):
 
     dataset: str = "scenes/mnist_10k"  # scenes/NAME, or a JSON file in COCO's form
     model: str = "fcos_small"  # fcos_small, or fcos_resnet18_fpn … fcos_resnet152_fpn
-    epochs: float = 9
+    epochs: float = 6
     batch_size: int = 16
     learning_rate: float = 3e-3
     schedule: str = "one-cycle"

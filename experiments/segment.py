@@ -28,11 +28,11 @@ class Config(Recipe):
 
     dataset: str = "scenes/mnist_10k"  # scenes/NAME, or a folder with images/ and masks/
     model: str = "unet_small"  # unet_small, unet, unet_resnet18 …, deeplabv3_resnet50 …
-    epochs: float = 5
+    epochs: float = 4
     batch_size: int = 16
     learning_rate: float = 6e-3
     schedule: str = "one-cycle"
-    scenes: int = 12_000  # to train on, of a set of scenes
+    scenes: int = 10_000  # to train on, of a set of scenes
     loss: tuple[Literal["cross_entropy", "focal", "dice"], ...] = ("cross_entropy",)  # summed
     class_weights: tuple[float, ...] = ()  # one a class; of scenes the ground has 0.2 by default
     augment: tuple[Augmentation, ...] = ()
