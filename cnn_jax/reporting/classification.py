@@ -148,6 +148,7 @@ def write(
         command=command,
         description=description,
         learning_rate=learning_rate,
+        curves=("loss", "accuracy"),
         summary=summary,
         cards=cards,
         data=data,

@@ -121,6 +121,7 @@ def write(
         command=command,
         description=description,
         learning_rate=learning_rate,
+        curves=("loss", "ap"),
         summary=summary,
         cards=cards,
         data=data,

@@ -53,6 +53,7 @@ def write(
     command: str,
     description,
     learning_rate: Callable[[np.ndarray], np.ndarray],
+    curves: Sequence[str],
     summary: Mapping[str, float],
     cards: Sequence[tuple],
     data: Sequence[Block],
@@ -65,6 +66,7 @@ def write(
         description: of the network: `layers`, each (name, type, output shape, parameters, FLOPs), and the totals
             `parameters`, `trainable` and `flops`.
         learning_rate: of steps i64[N].
+        curves: what to draw of `metrics.jsonl`, such as "loss".
         summary: what `write_summary` returned.
         cards: key figures of the task, (label, value, note) each.
         data, results, inside: blocks of the sections that a task fills.
@@ -86,14 +88,23 @@ def write(
         layer: [record["grad_norm"][layer] for record in train] for layer in (train[0]["grad_norm"] if train else [])
     }
     training = [
-        draw("curves", plots.curves(history), "Training with dropout and augmentation, as they were met, and test."),
+        draw(
+            "curves",
+            plots.curves(history, metrics=curves),
+            "Training with dropout and augmentation, as they were met, and test.",
+        ),
         draw("gradient_norms", plots.gradient_norms(steps, norms), "How much each layer is asked to change."),
         draw("learning_rate", plots.learning_rate(steps, learning_rate(steps)), "The learning rate."),
         Details("Settings", [Table(["setting", "value"], [[k, str(v)] for k, v in config["settings"].items()])]),
     ]
+    parameters = int(summary["parameters"])
     cards = [
         *cards,
-        ("Parameters", f"{int(summary['parameters']):,}", f"{int(summary['trainable_parameters']):,} trained"),
+        (
+            "Parameters",
+            f"{parameters:,}" if parameters < 1e6 else f"{parameters / 1e6:.1f} M",
+            f"{int(summary['trainable_parameters']):,} trained",
+        ),
         ("Training", f"{summary['train_seconds']:.1f} s", f"{summary['images_per_second']:,.0f} images/s"),
     ]
     environment = plain(config["environment"])

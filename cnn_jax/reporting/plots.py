@@ -124,7 +124,7 @@ def curves(
                 least, usual, most = finite.min(), min(np.nanquantile(v, 0.1) for v in seen), finite.max()
                 if most - least > 3 * (most - usual) > 0:
                     axes.set_ylim(most - 1.6 * (most - usual), most + 0.1 * (most - usual))
-        axes.set_title(metric.replace("_", " ").capitalize())
+        axes.set_title({"ap": "AP", "miou": "mIoU"}.get(metric, metric.replace("_", " ").capitalize()))
         if seen:
             _legend(axes, columns=1)
     panels[-1].set_xlabel(x)

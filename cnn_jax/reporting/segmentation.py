@@ -88,6 +88,7 @@ def write(
         command=command,
         description=description,
         learning_rate=learning_rate,
+        curves=("loss", "miou"),
         summary=summary,
         cards=cards,
         data=[
