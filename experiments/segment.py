@@ -4,9 +4,9 @@
     python -m experiments.segment --dataset photos                      # photos/images/*, photos/masks/*
     python -m experiments.segment --model unet_resnet18 --backbone runs/mnist_10k
 
-The data set is `scenes/NAME`, scenes made of the items of that set; `nuclei`; a folder of images with one of masks; a JSON
-file in COCO's form; or a prepared set of tensorflow-datasets with maps. The defaults reach a mean IoU of 0.613 of the
-test scenes (seed 0; 12 minutes on 2 CPU cores with another program beside it; jax 0.10.2, flax 0.12.8).
+The data set is `scenes/NAME`, scenes made of the items of that set; `nuclei`; a folder of images with one of masks; a
+JSON file in COCO's form; or a prepared set of tensorflow-datasets with maps. The defaults reach a mean IoU of 0.613 of
+the test scenes (seed 0; 12 minutes on 2 CPU cores with another program beside it; jax 0.10.2, flax 0.12.8).
 """
 
 from dataclasses import dataclass
