@@ -42,9 +42,8 @@ def test_the_backbone_is_the_classifiers(trained, channels):
     drawn = jax.jit(MODEL.init)(jax.random.key(1), np.zeros((1, 16, 16, channels), np.float32))
     np.testing.assert_array_equal(found["params"]["logits"]["kernel"], drawn["params"]["logits"]["kernel"])
     images = np.random.default_rng(1).normal(size=(2, 16, 16, channels)).astype(np.float32)
-    stages = ResNet(**BACKBONE, head=False).apply(
-        {kind: tree["backbone"] for kind, tree in found.items()}, images
-    )  # fmt: skip
+    backbone = {kind: tree["backbone"] for kind, tree in found.items()}
+    stages = ResNet(**BACKBONE, head=False).apply(backbone, images)
     kept = {kind: {k: v for k, v in tree.items() if k != "logits"} for kind, tree in variables.items()}
     expected = ResNet(**BACKBONE, head=False).apply(kept, images.mean(-1, keepdims=True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), stages, expected)
