@@ -9,6 +9,19 @@ A new network is a file beside these, and a line in `catalogue.MODELS`.
 
 from cnn_jax.models.catalogue import create, names
 from cnn_jax.models.describe import describe
-from cnn_jax.models.pretrained import load_pretrained
+from cnn_jax.models.export import export, load_exported, save_pretrained
+from cnn_jax.models.platform import traced_for
+from cnn_jax.models.pretrained import Pretrained, create_pretrained, load_pretrained
 
-__all__ = ["create", "describe", "load_pretrained", "names"]
+__all__ = [
+    "Pretrained",
+    "create",
+    "create_pretrained",
+    "describe",
+    "export",
+    "load_exported",
+    "load_pretrained",
+    "names",
+    "save_pretrained",
+    "traced_for",
+]

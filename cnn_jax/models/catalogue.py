@@ -6,18 +6,30 @@ from functools import partial
 import flax.linen as nn
 
 from cnn_jax.errors import unknown
+from cnn_jax.models.convnext import CONVNEXTS, ConvNeXt
 from cnn_jax.models.deeplab import DEEPLABS, DeepLabV3
+from cnn_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
 from cnn_jax.models.fcos import DETECTORS, FCOS
-from cnn_jax.models.resnet import FAMILY, ResNet
+from cnn_jax.models.mobilenet import MobileNetV2
+from cnn_jax.models.resnet import CIFAR, FAMILY, RELATIVES, ResNet
+from cnn_jax.models.resnet9 import ResNet9
 from cnn_jax.models.simple_cnn import SimpleCNN
 from cnn_jax.models.unet import UNETS, UNet
+from cnn_jax.models.unet_guided import GUIDED, GuidedUNet
+from cnn_jax.models.vgg import VGG, VGGS
 
 # Name -> the class of the network and, for a member of a family, what makes it that member.
 MODELS = {
     "simple_cnn": partial(SimpleCNN),
-    **{name: partial(ResNet, **member) for name, member in FAMILY.items()},
+    "resnet9": partial(ResNet9),
+    **{name: partial(VGG, **member) for name, member in VGGS.items()},
+    **{name: partial(ResNet, **member) for name, member in (FAMILY | RELATIVES | CIFAR).items()},
+    **{name: partial(ConvNeXt, **member) for name, member in CONVNEXTS.items()},
+    "mobilenet_v2": partial(MobileNetV2),
+    **{name: partial(EfficientNet, **member) for name, member in EFFICIENTNETS.items()},
     **{name: partial(FCOS, **member) for name, member in DETECTORS.items()},
     **{name: partial(UNet, **member) for name, member in UNETS.items()},
+    **{name: partial(GuidedUNet, **member) for name, member in GUIDED.items()},
     **{name: partial(DeepLabV3, **member) for name, member in DEEPLABS.items()},
 }
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from cnn_jax.models.platform import traced_for
+
 
 class Layer(NamedTuple):
     """A row of the table. Shape and FLOPs are those of one image; the shape is without the leading N."""
@@ -21,12 +23,24 @@ class Layer(NamedTuple):
 
 
 class Description(NamedTuple):
-    """The table and its totals: all parameters, those of them that are trained, and the FLOPs of one image."""
+    """The table and its totals: all parameters, those of them that are trained, and the FLOPs of one image.
+
+    `print` shows it in columns.
+    """
 
     layers: list[Layer]
     parameters: int
     trainable: int
     flops: int
+
+    def __str__(self) -> str:
+        rows = [("layer", "type", "output", "parameters", "FLOPs")]
+        for name, kind, shape, parameters, flops in self.layers:
+            rows.append((name, kind, " × ".join(map(str, shape)), f"{parameters:,}", f"{flops:,}"))
+        rows.append(("in all", "", "", f"{self.parameters:,}", f"{self.flops:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        line = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<<<>>", widths, strict=True))
+        return "\n".join(line.format(*row) for row in rows)
 
 
 def describe(
@@ -56,7 +70,8 @@ def describe(
             calls.append((module.path, type(module), len(calls) == earlier, _shape((args, kwargs)), _shape(out)))
         return out
 
-    with nn.intercept_methods(record):
+    # On a CPU too, layers in their plain forms have the same shapes and are sooner traced.
+    with nn.intercept_methods(record), traced_for("gpu"):
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
     params = flatten_dict(variables.get("params", {}))

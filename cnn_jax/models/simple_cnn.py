@@ -4,8 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.errors import InputError
-from cnn_jax.models.layers import Conv, max_pool, tap
+from cnn_jax.errors import InputError, unknown
+from cnn_jax.models.layers import Conv, tap
+from cnn_jax.models.pooling import POOLINGS, check_options
+
+HEADS = ("flatten", "average")
 
 
 class SimpleCNN(nn.Module):
@@ -15,11 +18,25 @@ class SimpleCNN(nn.Module):
     channel count and class count will do; the first dense layer takes what the convolutions give.
 
     Stages to tap: `conv1` and `conv2` (after ReLU, before pooling), `fc1` (after ReLU), `logits`.
+
+    Attributes:
+        pooling: a key of `pooling.POOLINGS`.
+        padding: "torch", zeros, or "circular".
+        head: what the dense layers take: "flatten", every pixel, or "average", the mean over the image.
     """
 
     num_classes: int = 10
     dropout: float = 0.5
+    pooling: str = "max"
+    padding: str = "torch"
+    head: str = "flatten"
     dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        if self.head not in HEADS:
+            raise unknown("head", self.head, HEADS)
+        check_options(self.pooling, self.padding)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -31,12 +48,12 @@ class SimpleCNN(nn.Module):
             raise InputError(
                 f"simple_cnn: images of shape {images.shape}, expected [N,H,W,C] with H and W of 4 or more"
             )
+        pool = POOLINGS[self.pooling]
         x = images.astype(self.dtype)
-        x = tap(self, "conv1", nn.relu(Conv(32, dtype=self.dtype, name="conv1")(x)))
-        x = max_pool(x)
-        x = tap(self, "conv2", nn.relu(Conv(64, dtype=self.dtype, name="conv2")(x)))
-        x = max_pool(x)
-        x = x.reshape(x.shape[0], -1)
+        for name, features in (("conv1", 32), ("conv2", 64)):
+            x = tap(self, name, nn.relu(Conv(features, padding=self.padding, dtype=self.dtype, name=name)(x)))
+            x = pool(x, padding=self.padding)
+        x = x.reshape(x.shape[0], -1) if self.head == "flatten" else x.astype(jnp.float32).mean((1, 2))
         x = tap(self, "fc1", nn.relu(nn.Dense(128, dtype=self.dtype, name="fc1")(x)))
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x)

@@ -38,8 +38,8 @@ def test_every_model_keeps_the_contract(name):
 
 
 def test_unknown_names_and_options_name_the_nearest():
-    with pytest.raises(InputError, match="unknown model 'resnet5': did you mean 'resnet50'"):
-        models.create("resnet5")
+    with pytest.raises(InputError, match="unknown model 'resnt50': did you mean 'resnet50'"):
+        models.create("resnt50")
     with pytest.raises(InputError, match="unknown option of resnet18 'num_class': did you mean 'num_classes'"):
         models.create("resnet18", num_class=3)
     with pytest.raises(InputError, match="unknown option of resnet18 'depths'"):

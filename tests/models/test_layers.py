@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn_jax.models.layers import BatchNorm, Conv, convolution
+from cnn_jax.models.convolution import convolution
+from cnn_jax.models.layers import BatchNorm, Conv
 
 # Sides that halve, and such that do not; one channel, where the convolution is a sum over the places, and two.
 CASES = list(product([(8, 12), (9, 11), (8, 9)], [1, 3, 5], [1, 2], [1, 2], [1, 2]))

@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 
 from cnn_jax import models
 from cnn_jax.errors import InputError
-from cnn_jax.models.pretrained import SOURCES, _torch_name
 from cnn_jax.models.resnet import ResNet
+from cnn_jax.models.sources import SOURCES
 
 
 def simple_cnn(height=8, width=8, channels=1, classes=3):
@@ -64,7 +64,7 @@ def resnet(**options):
     tensors = {}
     for path, leaf in flatten_dict(template).items():
         torch_shape = tuple(leaf.shape[i] for i in {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[leaf.ndim])
-        name = _torch_name("/".join(path[1:]), SOURCES[ResNet])
+        name = SOURCES[ResNet]["torchvision"].name("/".join(path[1:]))
         tensors[name] = key.uniform(size=torch_shape).astype(np.float16)
     return tensors, template
 
@@ -109,10 +109,32 @@ def test_what_does_not_fit_is_named(tmp_path):
     good = simple_cnn()
     refuses("simple_cnn", {**good, "fc3.weight": good["fc2.weight"]}, r"left over: fc3\.weight")
     refuses("simple_cnn", {name: good[name] for name in good if name != "fc1.bias"}, r"missing: fc1\.bias")
-    refuses("simple_cnn", good, r"fc2\.weight \(3, 128\), expected \(5, 128\)", num_classes=5)
+    refuses("simple_cnn", good, "tell 3 classes apart, not 5: leave num_classes out, or give new_head", num_classes=5)
     refuses("simple_cnn", simple_cnn(8, 12), r"fc1\.weight \(128, 384\), expected \(128, 256\) .*give image_shape")
     refuses("resnet18", good, r"not those of resnet18")
     refuses("simple_cnn", resnet(width=4)[0], r"not those of simple_cnn; it has bn1\.bias, .* and \d+ more")
     refuses("resnet34", resnet(width=4)[0], r"missing: layer1\.2\.\S+, .* and \d+ more")
     refuses("resnet18", good, "unknown option of resnet18 'stm'", stm="small")
     refuses("resnet", good, "unknown model 'resnet'")
+
+
+def test_a_new_head_is_drawn_and_said(tmp_path, key):
+    tensors, _ = resnet(width=4, num_classes=3)
+    tensors["bn1.num_batches_tracked"] = np.array(7)
+    path = tmp_path / "weights.safetensors"
+    save_file(tensors, path)
+    whole = models.create_pretrained("resnet18", path)
+    assert whole.model.num_classes == 3
+    assert whole.report == f"102 tensors (names: torchvision) from {path}; left over: counters of batches (1)"
+    net = models.create_pretrained("resnet18", path, num_classes=5, new_head=key)
+    assert net.report == (
+        f"100 tensors (names: torchvision) from {path}; logits/bias, logits/kernel drawn anew; "
+        "left over: fc.bias, fc.weight, counters of batches (1)"
+    )
+    head, body = net.variables["params"].pop("logits"), net.variables
+    assert head["kernel"].shape == (32, 5)
+    np.testing.assert_allclose(head["kernel"].std(), 32**-0.5, rtol=0.2)  # LeCun's, Linen's default
+    del whole.variables["params"]["logits"]
+    jax.tree.map(np.testing.assert_array_equal, body, whole.variables)
+    other = models.load_pretrained("resnet18", path, num_classes=5, new_head=jax.random.key(1))
+    assert (other["params"]["logits"]["kernel"] != head["kernel"]).all()

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cnn_jax import models
@@ -156,3 +156,33 @@ def test_a_pickled_module_is_refused(tmp_path, zipped):
     torch.save(SimpleCNN(), tmp_path / "module.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError, match=r"it holds a pickled \S*\.SimpleCNN, .*save the model's state_dict\(\) alone"):
         models.load_pretrained("simple_cnn", tmp_path / "module.pth")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "fcos_resnet50_fpn", "deeplabv3_resnet50"])
+def test_torchvision_takes_our_weights(tmp_path, torchvision, key, name):
+    """`load_state_dict(strict=True)`, and then it is the same network."""
+    options = {"resnet18": {"stem": "large", "num_classes": 7}, "fcos_resnet50_fpn": {"num_classes": 7}}
+    model = models.create(name, **options.get(name, {"num_classes": 7}))
+    shapes = jax.eval_shape(model.init, key, np.zeros((1, 64, 64, 3), np.float32))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.uniform(0.01, 0.03, leaf.shape).astype(np.float32), shapes)
+    path = models.save_pretrained(model, variables, tmp_path / "weights.safetensors")
+    builders = {
+        "resnet18": torchvision.models.resnet18,
+        "fcos_resnet50_fpn": lambda num_classes: torchvision.models.detection.fcos_resnet50_fpn(
+            weights=None, weights_backbone=None, num_classes=num_classes
+        ),
+        "deeplabv3_resnet50": lambda num_classes: torchvision.models.segmentation.deeplabv3_resnet50(
+            weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=True
+        ),
+    }
+    network = builders[name](num_classes=7).eval()
+    network.load_state_dict(load_file(path), strict=True)
+    back = models.load_pretrained(name, path)
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+    theirs = {key: value.numpy() for key, value in network.state_dict().items() if "num_batches" not in key}
+    assert set(theirs) == set(read_tensors(path))
+    if name == "resnet18":
+        x = images(2, 64, 64, 3)
+        expected = in_torch(network, x)
+        np.testing.assert_allclose(run(model, variables, x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())

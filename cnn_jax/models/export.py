@@ -1,0 +1,139 @@
+"""Networks for other programs: StableHLO with the weights in it, and weights under the names of PyTorch's libraries."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from cnn_jax.errors import InputError, unknown
+from cnn_jax.models.sources import SOURCES
+
+
+def export(
+    function: Callable[[jax.Array], Any],
+    path: str | Path,
+    *,
+    image_shape: tuple[int, int, int],
+    dtype: Any = jnp.float32,
+    platforms: Sequence[str] | None = None,
+) -> Path:
+    """Writes a function of images as a StableHLO program, which runs without this package and takes any batch size.
+
+        models.export(partial(model.apply, variables), "net.jaxexport", image_shape=(224, 224, 3))
+        logits = models.load_exported("net.jaxexport")(images)
+
+    The file is that of `jax.export`: `jax.export.deserialize(bytes).call(images)` runs it too, in versions of JAX up to
+    half a year apart. What the function holds, such as the weights, is in it.
+
+    Args:
+        function: of images `dtype`[N,H,W,C] to a tree of arrays; traceable.
+        image_shape: (H,W,C).
+        platforms: such as ("cpu", "cuda", "tpu"); None is the one that JAX runs on here.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *image_shape), dtype)
+    exported = jax.export.export(jax.jit(lambda images: function(images)), platforms=platforms)(images)
+    return _write(path, bytes(exported.serialize()))
+
+
+def load_exported(path: str | Path) -> Callable[[jax.Array], Any]:
+    """The function of images that `export` wrote.
+
+    Raises:
+        InputError: there is no such file, it is damaged or of another kind; when called, images of another shape or
+            dtype.
+    """
+    data = _read(path)
+    try:
+        exported = jax.export.deserialize(bytearray(data))
+    except Exception as error:  # a damaged buffer can raise anything
+        raise InputError(f"{path} is no program that models.export wrote, or is damaged ({error})") from error
+    (expected,) = exported.in_avals
+
+    def call(images):
+        images = jnp.asarray(images)
+        if images.shape[1:] != expected.shape[1:] or images.dtype != expected.dtype:
+            shape = ",".join(map(str, expected.shape[1:]))
+            raise InputError(
+                f"the program in {path} takes images {expected.dtype}[N,{shape}], not {images.dtype}{[*images.shape]}"
+            )
+        return exported.call(images)
+
+    return call
+
+
+def save_pretrained(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    path: str | Path,
+    *,
+    library: str | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> Path:
+    """Writes a network's weights as safetensors under PyTorch's names and layouts, for `load_state_dict` there.
+
+        models.save_pretrained(model, variables, "resnet18.safetensors")
+        torchvision.models.resnet18().load_state_dict(safetensors.torch.load_file("resnet18.safetensors"))
+
+    `load_pretrained` reads it back bit for bit.
+
+    Args:
+        variables: {"params", "batch_stats"}.
+        library: whose names, such as "torchvision" or "timm"; None is the first of those that `sources` has.
+        image_shape: (H,W,C) of the images, for a SimpleCNN trained on other than square ones.
+
+    Raises:
+        InputError: no names are known for the network, none of that library, the variables are not the model's, or
+            the file cannot be written.
+    """
+    import safetensors.numpy
+
+    family = type(model)
+    if family not in SOURCES:
+        raise InputError(f"save_pretrained: PyTorch's names for the tensors of {family.__name__} are not known")
+    library = library or next(iter(SOURCES[family]))
+    if library not in SOURCES[family]:
+        raise unknown(f"library with a {family.__name__}", library, SOURCES[family])
+    source = SOURCES[family][library]
+    arrays = {key: np.asarray(leaf) for key, leaf in flatten_dict(dict(variables), sep="/").items()}
+    leaves = {key.split("/", 1)[1]: array for key, array in arrays.items()}
+    shapes = {place: source.torch_shape(place, leaf.shape) for place, leaf in leaves.items()}
+    if image_shape is None:  # shapes tell it, if it is a square
+        _, image_shape = source.infer({source.name(place): np.broadcast_to(0, s) for place, s in shapes.items()})
+    fresh = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    expected = flatten_dict(fresh, sep="/")
+    if {key: leaf.shape for key, leaf in expected.items()} != {key: array.shape for key, array in arrays.items()}:
+        hint = ": if its images are not square, give image_shape" if source.after_flatten else ""
+        raise InputError(f"save_pretrained: the variables are not those of the model{hint}")
+    tensors = {source.name(place): source.to_torch(place, leaf, image_shape[:2]) for place, leaf in leaves.items()}
+    return _write(path, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+
+
+def _write(path: str | Path, data: bytes) -> Path:
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        part.replace(path)  # whole or not at all
+    except OSError as error:
+        if part.is_file():
+            part.unlink()
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

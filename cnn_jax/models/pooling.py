@@ -1,0 +1,208 @@
+"""Halving an image: by maxima, means, a blur (Zhang 2019), or by those pixels that weigh most (Chaman & Dokmanić 2021).
+
+A pooling of 2×2 or a stride of 2 keeps every second pixel. What it keeps changes with a shift of the image by one
+pixel, and so does what a network says. After a blur it changes less; and where the pixels are chosen by their content,
+a network with circular padding and a mean over the image at its end is exactly invariant.
+
+All functions have one signature. Networks take their names, the keys of `POOLINGS`, as the option `pooling`; "max" is
+what is usual, a network's own strides and maxima. The others stand in the place of these: behind a convolution that
+keeps the size, its norm and its activation, and behind maxima around every pixel.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax.errors import InputError, unknown
+from cnn_jax.models.layers import max_pool
+
+PADDINGS = ("torch", "circular")
+
+
+def maximum(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: jax.Array | None = None) -> jax.Array:
+    """Every second pixel of the maxima over windows, as PyTorch's max pooling has them.
+
+    Where a window holds its maximum more than once, the first in reading order takes the gradient, as in PyTorch.
+
+    Args:
+        x: [N,H,W,C] of any floating dtype.
+        window: side of the windows in pixels. 2: they lie side by side; 3: around every second pixel; 1: that pixel
+            alone, which makes a convolution that keeps the size one of stride 2.
+        padding: "torch": there is nothing beyond the border; "circular": beyond it is the opposite side.
+        choice: [N,H,W,D], whose content decides what is kept, where a pooling goes by content. `x` by default.
+
+    Returns:
+        [N,h,w,C] of the dtype of `x`. Of odd sides windows of 2 leave the last row and column out, as in PyTorch:
+        h = ⌊H/2⌋. Others do not: h = ⌈H/2⌉.
+
+    Raises:
+        InputError: `x` has a side of 1, and windows one of 2.
+    """
+    return max_pool(x) if window == 2 else _maxima(x, window, 2, padding)
+
+
+def average(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: jax.Array | None = None) -> jax.Array:
+    """Means over 2×2 pixels that lie side by side, without maxima: the window says only what becomes of odd sides.
+
+    Otherwise as `maximum`.
+    """
+    return _grids(_even(_cut(x, window), padding)).mean((2, 4))
+
+
+def blur(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: jax.Array | None = None) -> jax.Array:
+    """Maxima around every pixel, and every second pixel of these, blurred by (1, 2, 1)/4 both ways.
+
+    Beyond the border the blur sees the image mirrored, or the opposite side. Otherwise as `maximum`.
+
+    Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again", section 3: MaxBlurPool with Tri-3.
+    """
+    x = _maxima(_cut(x, window), window, 1, padding)
+    return _product(x, *(jnp.asarray(_blurring(side, padding), x.dtype)[None] for side in x.shape[1:3]))
+
+
+def adaptive_polyphase(
+    x: jax.Array, *, window: int = 2, padding: str = "torch", choice: jax.Array | None = None
+) -> jax.Array:
+    """Maxima around every pixel, and of the four grids of every second pixel that whose squares have the largest sum.
+
+    It is chosen for each image. An image that is shifted in a circle has the same grids in another order, and keeps the
+    same one. Two branches that are to be added need one `choice`. Otherwise as `maximum`.
+
+    Source: Chaman & Dokmanić 2021, "Truly Shift-Invariant Convolutional Neural Networks", section 4, with p = 2.
+    """
+    x = _maxima(_cut(x, window), window, 1, padding)
+    choice = x if choice is None else _maxima(_cut(choice, window), window, 1, padding)
+    squares = jnp.square(jax.lax.stop_gradient(choice).astype(jnp.float32))
+    best = _grids(_even(squares, padding)).sum((1, 3, 5)).reshape(-1, 4).argmax(1)
+
+    def keeping(side, first):  # one 1 in each row
+        places = np.arange(0, side, 2)[None] + first[:, None]
+        places = places % side if padding == "circular" else jnp.minimum(places, side - 1)
+        return jax.nn.one_hot(places, side, dtype=x.dtype)
+
+    return _product(x, keeping(x.shape[1], best // 2), keeping(x.shape[2], best % 2))
+
+
+POOLINGS: dict[str, Callable[..., jax.Array]] = {
+    "max": maximum,
+    "average": average,
+    "blur": blur,
+    "aps": adaptive_polyphase,
+}
+
+
+def adaptive_average(x: jax.Array, *, size: tuple[int, int]) -> jax.Array:
+    """[N,H,W,C] to [N,*size,C], of any size: means over parts that share pixels where they must, as in PyTorch."""
+
+    def parts(side, count):
+        matrix = np.zeros((count, side))
+        for row in range(count):
+            part = slice(row * side // count, -(-(row + 1) * side // count))
+            matrix[row, part] = 1 / (part.stop - part.start)
+        return jnp.asarray(matrix, x.dtype)[None]
+
+    if x.shape[1:3] == size:
+        return x
+    return _product(x, *(parts(side, count) for side, count in zip(x.shape[1:3], size, strict=True)))
+
+
+def check_options(pooling: str, padding: str) -> None:
+    """Raises InputError where networks know no such pooling or padding."""
+    for kind, value, choices in (("pooling", pooling, POOLINGS), ("padding", padding, PADDINGS)):
+        if value not in choices:
+            raise unknown(kind, value, choices)
+
+
+def _cut(x: jax.Array, window: int) -> jax.Array:
+    """Without what windows of 2 leave out of odd sides."""
+    _, height, width, _ = x.shape
+    if window != 2:
+        return x
+    if min(height, width) < 2:
+        raise InputError(f"pooling: images of {height}×{width} are smaller than its window of 2: use larger images")
+    return x[:, : height // 2 * 2, : width // 2 * 2]
+
+
+def _even(x: jax.Array, padding: str) -> jax.Array:
+    """Odd sides made even, with the first row and column again where the image is a circle, otherwise with the last."""
+    widths = [(0, 0), *((0, side % 2) for side in x.shape[1:3]), (0, 0)]
+    return jnp.pad(x, widths, mode="wrap" if padding == "circular" else "edge")
+
+
+def _grids(x: jax.Array) -> jax.Array:
+    """[N,2h,2w,C] as [N,h,2,w,2,C]: the gradient of a sum over this view needs no scatter."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels)
+
+
+def _maxima(x: jax.Array, window: int, stride: int, padding: str) -> jax.Array:
+    """Over windows of 1, 2 or 3, at every pixel or every second one."""
+    for axis in (2, 1):  # in this order the first in reading order wins
+        x = reduce(_larger, _views(x, axis, window, stride, padding))
+    return x
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    # The gradient of `jnp.maximum` compares twice and divides.
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
+
+
+def _views(x: jax.Array, axis: int, window: int, stride: int, padding: str) -> list[jax.Array]:
+    """What each place of a window sees along an axis: a view for each.
+
+    They are joined of parts of the image: the gradient of slices of a padded image is many times slower on a CPU.
+    """
+    size = x.shape[axis]
+
+    def part(first, last, step=1):
+        return jax.lax.slice_in_dim(x, first, last, step, axis)
+
+    middle = part(0, size, stride)
+    if window == 1:
+        return [middle]
+    if padding == "circular":
+        start, end = part(size - 1, size), part(0, 1)
+    else:
+        start = end = jnp.full_like(part(0, 1), -jnp.inf)
+    after = part(1, size, stride)
+    if after.shape[axis] < middle.shape[axis]:
+        after = jnp.concatenate([after, end], axis)
+    if window == 2:
+        return [middle, after]
+    before = part(stride - 1, size - 1, stride)
+    return [jnp.concatenate([start, before], axis), middle, after]
+
+
+def _blurring(side: int, padding: str) -> np.ndarray:
+    """f64[⌈side/2⌉,side]: what each pixel gives to every second one."""
+    matrix = np.zeros((-(-side // 2), side))
+    for row, middle in enumerate(range(0, side, 2)):
+        for place, weight in ((middle - 1, 0.25), (middle, 0.5), (middle + 1, 0.25)):
+            if padding == "circular":
+                place %= side
+            elif not 0 <= place < side:
+                place = min(2 * middle - place, side - 1)  # in the mirror
+            matrix[row, place] += weight
+    return matrix
+
+
+def _product(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Sums along both sides of images [N,H,W,C], with weights [N or 1,h,H] and [N or 1,w,W]: [N,h,w,C].
+
+    Products of matrices, for XLA on a CPU joins sums of slices with the maxima before them into one loop, which then
+    computes these, and for the gradient what follows, many times over: 31 ms for 7.
+    """
+    n, height, width, channels = x.shape
+    h, w = rows.shape[1], columns.shape[1]
+
+    def multiply(weights, matrices):
+        weights = jnp.broadcast_to(weights, (len(matrices), *weights.shape[1:]))
+        return jnp.matmul(weights, matrices, precision=jax.lax.Precision.HIGHEST)
+
+    x = multiply(rows, x.reshape(n, height, width * channels)).reshape(n * h, width, channels)
+    if len(columns) > 1:
+        columns = jnp.repeat(columns, h, axis=0)
+    return multiply(columns, x).reshape(n, h, w, channels)

@@ -1,0 +1,104 @@
+"""VGG (Simonyan & Zisserman 2015, "Very Deep Convolutional Networks"), plain or with norms, as in torchvision."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.errors import unknown
+from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, check_images, tap
+from cnn_jax.models.pooling import POOLINGS, adaptive_average, check_options
+
+# What differs between the members: the convolutions in each stage.
+DEPTHS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+VGGS = {name: {"depths": depths} for name, depths in DEPTHS.items()}
+VGGS |= {f"{name}_bn": {"depths": depths, "norm": "batch"} for name, depths in DEPTHS.items()}
+
+WIDTHS = (64, 128, 256, 512, 512)
+NORMS = ("none", "batch", "group")
+HEADS = ("flatten", "average")
+
+
+class VGG(nn.Module):
+    """Five stages of 3×3 convolutions, each of which a pooling halves, and dense layers.
+
+    Stages to tap: `stage1` … `stage5` (before the pooling), `pre_logits`, `logits`.
+
+    Attributes:
+        depths: convolutions in each stage.
+        num_classes: length of the logits.
+        norm: behind each convolution: "none", "batch", or "group" of 32 groups.
+        activation: a key of `layers.ACTIVATIONS`.
+        pooling: a key of `pooling.POOLINGS`.
+        padding: "torch", zeros, or "circular".
+        head: "flatten": the means over 7×7 parts of the image, two dense layers of 4096 with dropout, and one more; or
+            "average": the mean over the image, and one dense layer.
+        dropout: rate of it.
+        axis_name: the `pmap` axis that batch norm takes its statistics over.
+        dtype: of the computation. Parameters and logits are float32.
+    """
+
+    depths: tuple[int, ...]
+    num_classes: int = 10
+    norm: str = "none"
+    activation: str = "relu"
+    pooling: str = "max"
+    padding: str = "torch"
+    head: str = "flatten"
+    dropout: float = 0.5
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        choices = {"norm": NORMS, "activation": ACTIVATIONS, "head": HEADS}
+        for kind in choices:
+            if getattr(self, kind) not in choices[kind]:
+                raise unknown(kind, getattr(self, kind), choices[kind])
+        check_options(self.pooling, self.padding)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits f32[N, num_classes] of normalised images f32[N,H,W,C], H and W of 32 or more.
+
+        With `train`, dropout draws from the key `dropout`.
+        """
+        check_images("vgg", images, stride=2 ** len(self.depths))
+        activation = ACTIVATIONS[self.activation]
+        he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        x = images.astype(self.dtype)
+        # Layers are named by their place in a row in which activations and poolings count too, as in torchvision.
+        place = 0
+        for stage, depth in enumerate(self.depths, start=1):
+            for _ in range(depth):
+                features = WIDTHS[stage - 1]
+                x = Conv(
+                    features, dtype=self.dtype, kernel_init=he, padding=self.padding, name=f"conv{place}"
+                )(x)  # fmt: skip
+                if self.norm == "batch":
+                    x = BatchNorm(train, self.axis_name, self.dtype, name=f"norm{place + 1}")(x)
+                elif self.norm == "group":
+                    groups = math.gcd(32, features)
+                    x = nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=f"norm{place + 1}")(x)
+                x = activation(x)
+                place += 2 if self.norm == "none" else 3
+            x = POOLINGS[self.pooling](tap(self, f"stage{stage}", x), padding=self.padding)
+            place += 1
+        if self.head == "flatten":
+            x = adaptive_average(x, size=(7, 7))
+            x = x.reshape(x.shape[0], -1)
+            for name in ("fc1", "fc2"):
+                x = activation(nn.Dense(4096, dtype=self.dtype, name=name)(x))
+                if name == "fc2":
+                    x = tap(self, "pre_logits", x)
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        else:
+            x = tap(self, "pre_logits", x.astype(jnp.float32).mean((1, 2)))
+        x = nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x)
+        return tap(self, "logits", x.astype(jnp.float32))
