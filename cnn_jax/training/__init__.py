@@ -2,7 +2,7 @@
 
 from cnn_jax.training.checkpoint import Checkpoints, Restored
 from cnn_jax.training.loop import Fit, Interrupted, NonFinite, check, evaluate, fit, make_evaluator
-from cnn_jax.training.optim import make_optimiser, make_schedule
+from cnn_jax.training.optim import frozen, layer_rates, make_optimiser, make_schedule
 from cnn_jax.training.order import Order
 from cnn_jax.training.parallel import Parallel, parallel
 from cnn_jax.training.state import TrainState, create_state
@@ -21,6 +21,8 @@ __all__ = [
     "create_state",
     "evaluate",
     "fit",
+    "frozen",
+    "layer_rates",
     "make_eval_step",
     "make_evaluator",
     "make_optimiser",

@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -70,6 +70,7 @@ def fit(
     adversary: Callable | None = None,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    freeze: Sequence[str] = (),
     variables: Any = None,
     over: Parallel | None = None,
     steps_per_dispatch: int | None = None,
@@ -87,7 +88,7 @@ def fit(
         train, test: dicts of arrays with one row an example (`image` u8 or f32 [N,H,W,C], `label` i32[N], …), which
             are kept on the devices; or streams. The test split is evaluated after each epoch.
         tx: the optimiser; Adam with rate 0.001 by default.
-        preprocess, augment, adversary, accumulate, ema_decay: see `make_train_step`.
+        preprocess, augment, adversary, accumulate, ema_decay, freeze: see `make_train_step`.
         variables: start from these instead of drawing them.
         over: the devices, from `parallel()`; all by default.
         steps_per_dispatch: how many steps the devices make before the host looks again (resident data only).
@@ -128,7 +129,7 @@ def fit(
     def build(axis_name):
         step = make_train_step(
             model, task, tx, augment=augment, preprocess=preprocess, adversary=adversary, accumulate=accumulate,
-            ema_decay=ema_decay, axis_name=axis_name,
+            ema_decay=ema_decay, freeze=freeze, axis_name=axis_name,
         )  # fmt: skip
 
         def run(state, data, feed, key):

@@ -1,14 +1,20 @@
-"""Optimisers and learning-rate schedules by name, from optax."""
+"""Optimisers and learning-rate schedules by name, from optax; what stays as it is, and what learns more slowly."""
 
 import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cnn_jax.errors import InputError, unknown
 
 SCHEDULES = ("constant", "cosine", "one-cycle")
-OPTIMISERS = ("adam", "sgd")
+OPTIMISERS = ("adam", "sgd", "muon")
 
 
 def make_schedule(name: str, learning_rate: float, *, total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
@@ -45,8 +51,13 @@ def make_optimiser(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
-    """`adam` (Kingma & Ba 2015) or `sgd` with Nesterov momentum.
+    """`adam` (Kingma & Ba 2015), `sgd` with Nesterov momentum, or `muon` (Jordan et al. 2024).
+
+    Muon makes the updates of kernels orthogonal, a convolution's as a matrix [side·side·C, features], with a root mean
+    square of 0.2 as Adam's have (Liu et al. 2025, "Muon is scalable for LLM training"); all else is Adam's, with
+    Nesterov momentum.
 
     Args:
         schedule: learning rate, or a function of the step.
@@ -54,6 +65,8 @@ def make_optimiser(
         weight_decay: decoupled (Loshchilov & Hutter 2019): `schedule × weight_decay × parameter` is subtracted each
             step. Only kernels decay: biases and the scales of norms are spared.
         clip_norm: the gradient is scaled down to this global norm where it is above it.
+        rates: of modules, by path such as "stage1_block1": what the schedule is multiplied by for their parameters, 1
+            for those that are not named. See `layer_rates`.
     """
     if name not in OPTIMISERS:
         raise unknown("optimiser", name, OPTIMISERS)
@@ -62,12 +75,104 @@ def make_optimiser(
     if clip_norm is not None and not clip_norm > 0:
         raise InputError(f"clip norm {clip_norm}: it must be above 0")
     chain = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    chain += [optax.scale_by_adam() if name == "adam" else optax.trace(momentum, nesterov=True)]
+    match name:
+        case "adam":
+            chain += [optax.scale_by_adam()]
+        case "sgd":
+            chain += [optax.trace(momentum, nesterov=True)]
+        case "muon":
+            # A rate of −1, which Optax takes off: the direction alone. Rate and decay follow, as for the others.
+            chain += [optax.contrib.muon(-1.0, consistent_rms=0.2, muon_weight_dimension_numbers=_as_matrices)]
     if weight_decay:
         chain += [optax.add_decayed_weights(weight_decay, mask=kernels)]
-    return optax.chain(*chain, optax.scale_by_learning_rate(schedule))
+    chain += [optax.scale_by_learning_rate(schedule)]
+    if rates is not None:
+        chain += [optax.stateless(lambda updates, params: _scaled(updates, rates))]
+    return optax.chain(*chain)
 
 
 def kernels(params: dict) -> dict:
     """True for the arrays that weight decay is for: those of two dimensions or more."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def _as_matrices(params: dict) -> dict:
+    """How Muon is to see each kernel as a matrix; None for what is none."""
+    return jax.tree.map(
+        lambda p: optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None,
+        params,
+    )
+
+
+def frozen(variables: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+    """Which parameters and statistics `patterns` hold still: True at their places, False at all others.
+
+        frozen(variables, ["stem", "stage[123]"])   # all but the last stage and the head
+        frozen(variables, ["(?!logits)"])           # all but the head
+        frozen(variables, [r".*/(mean|var)$"])      # no parameter, but the statistics of batch norm
+
+    Args:
+        variables: {"params", "batch_stats"}, of arrays or of their shapes.
+        patterns: regular expressions that the beginning of a path such as "stage1_block1/norm2/scale" or, for a
+            statistic, "stage1_block1/norm2/mean" must match.
+
+    Raises:
+        InputError: a pattern is no regular expression or matches nothing, or no parameter is left to learn.
+    """
+    paths = {kind: list(flatten_dict(tree, sep="/")) for kind, tree in variables.items()}
+    every = [path for found in paths.values() for path in found]
+    for pattern in patterns:
+        try:
+            matches = any(re.match(pattern, path) for path in every)
+        except re.error as error:
+            raise InputError(f"freeze {pattern!r}: not a regular expression ({error})") from error
+        if not matches:
+            modules = sorted({path.split("/")[0] for path in every})
+            raise InputError(f"freeze {pattern!r}: no parameter has such a path; they begin with {', '.join(modules)}")
+    held = {kind: {path: is_frozen(path, patterns) for path in found} for kind, found in paths.items()}
+    if patterns and all(held["params"].values()):
+        raise InputError(f"freeze {', '.join(map(repr, patterns))}: no parameter is left to learn")
+    return {kind: unflatten_dict(tree, sep="/") for kind, tree in held.items()}
+
+
+def is_frozen(path: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns matches the beginning of a path; see `frozen`."""
+    return any(re.match(pattern, path) for pattern in patterns)
+
+
+def layer_rates(model: nn.Module, image_shape: tuple[int, int, int], *, decay: float) -> dict[str, float]:
+    """Rates that fall from the head to the first layer, `decay` times a layer, for `make_optimiser`.
+
+    Layer-wise learning-rate decay (Howard & Ruder 2018, "Universal language model fine-tuning", section 3.2). A layer
+    is a module of the network, or of its backbone, in the order in which they compute; a norm belongs to the layer
+    before it.
+
+    Args:
+        image_shape: (H,W,C) of what the model is to see.
+        decay: in (0, 1]; 1 is the same rate everywhere.
+    """
+    if not 0 < decay <= 1:
+        raise InputError(f"layer decay {decay}: it must be above 0 and at most 1")
+    names = []
+
+    def init(key):
+        params = model.init(key, jnp.zeros((1, *image_shape)))["params"]
+        for name, module in params.items():  # outside of `eval_shape`, they would be sorted by name
+            names.extend([f"{name}/{inner}" for inner in module] if name == "backbone" else [name])
+        return params
+
+    params = jax.eval_shape(init, jax.random.key(0))
+    weights = {path: leaf.ndim > 1 for path, leaf in flatten_dict(params, sep="/").items()}
+    depth, depths = -1, {}
+    for name in names:
+        depth += any(weight for path, weight in weights.items() if path.startswith(f"{name}/"))
+        depths[name] = max(depth, 0)
+    return {name: decay ** (depth - place) for name, place in depths.items()}
+
+
+def _scaled(updates: Any, rates: Mapping[str, float]) -> Any:
+    def rate(path):
+        first, *rest = path.split("/")
+        return rates.get(f"{first}/{rest[0]}", rates.get(first, 1.0))
+
+    return unflatten_dict({path: rate(path) * x for path, x in flatten_dict(updates, sep="/").items()}, sep="/")

@@ -1,13 +1,16 @@
 """One training step and one evaluation step, as pure functions of a batch."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cnn_jax.training.optim import frozen, is_frozen
 from cnn_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -29,6 +32,7 @@ def make_train_step(
     adversary: Callable[[jax.Array, Any, Batch], Batch] | None = None,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    freeze: Sequence[str] = (),
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict]]:
     """A pure function `step(state, batch, key) -> (state, stats)` that makes one update.
@@ -44,12 +48,15 @@ def make_train_step(
         accumulate: go through the batch in so many equal parts, to save memory; the gradient is the whole batch's.
             Batch norm sees a part at a time.
         ema_decay: decay of the moving average, reached after a warm-up of min(decay, (1 + step) / (10 + step)).
+        freeze: patterns of the parameters and statistics that stay as they are, see `optim.frozen`. What lies before
+            the first layer that learns is not differentiated. A batch norm whose statistics stay uses them, as in
+            evaluation.
         axis_name: makes it the per-device function under `pmap`: gradients, statistics and batch norm are those of the
             global batch; augmentation and dropout draw from a key of the device's own.
 
     Returns:
         `step`. Its stats are `{"sums": {"count", "loss", parts…}, "grad_norm": {layer: f32[]}}`: sums over the
-        examples of the global batch, and the norm of the gradient of each top-level module.
+        examples of the global batch, and the norm of the gradient of each top-level module that learns.
     """
     if axis_name and "axis_name" in model.__dataclass_fields__:
         model = model.clone(axis_name=axis_name)
@@ -58,13 +65,14 @@ def make_train_step(
         return jax.lax.psum(tree, axis_name) if axis_name else tree
 
     def loss_of(params, batch_stats, batch, key, count):
-        outputs, changed = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            preprocess(batch["image"]),
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
+        with _running_statistics(freeze):
+            outputs, changed = model.apply(
+                {"params": _still(params, freeze), "batch_stats": batch_stats},
+                preprocess(batch["image"]),
+                train=True,
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
+            )
         loss, parts = task.loss(outputs, batch)
         mask = batch["mask"].astype(jnp.float32)
         sums = {name: jnp.where(batch["mask"], values, 0).sum() for name, values in {"loss": loss, **parts}.items()}
@@ -96,6 +104,7 @@ def make_train_step(
         return carry[0], (carry[1], carry[2])
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict]:
+        held = frozen({"params": state.params, "batch_stats": state.batch_stats}, freeze)["params"]
         key = jax.random.fold_in(key, state.step)
         if axis_name:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -112,13 +121,16 @@ def make_train_step(
         grads, sums = total((grads, sums))
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        # Momentum and weight decay move what has no gradient.
+        updates = jax.tree.map(lambda update, held: jnp.zeros_like(update) if held else update, updates, held)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             latest = {"params": params, "batch_stats": batch_stats}
             ema = jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), ema, latest)
-        stats = {"sums": sums, "grad_norm": {layer: optax.tree.norm(grad) for layer, grad in grads.items()}}
+        learning = [layer for layer in grads if not all(jax.tree.leaves(held[layer]))]
+        stats = {"sums": sums, "grad_norm": {layer: optax.tree.norm(grads[layer]) for layer in learning}}
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), stats
 
     return step
@@ -139,3 +151,33 @@ def make_eval_step(
 def with_mask(batch: Batch) -> Batch:
     """The batch with a `mask`: all True where it has none."""
     return batch if "mask" in batch else {**batch, "mask": jnp.ones(batch["image"].shape[0], bool)}
+
+
+def _still(params: Any, freeze: Sequence[str]) -> Any:
+    """The parameters, of which those that are frozen have no gradient."""
+    stop = jax.lax.stop_gradient
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({path: stop(p) if is_frozen(path, freeze) else p for path, p in flat.items()}, sep="/")
+
+
+def _running_statistics(freeze: Sequence[str]) -> contextlib.AbstractContextManager:
+    """Within it, batch norms whose statistics are frozen use and keep their running ones, though the network trains.
+
+    A norm is known by the attribute with which it is told to: `train` of ours, `use_running_average` of Linen's.
+    """
+    if not freeze:
+        return contextlib.nullcontext()
+
+    def intercept(call, args, kwargs, context):
+        module = context.module
+        fields = getattr(module, "__dataclass_fields__", {})
+        switch = {"train": False} if "train" in fields else {"use_running_average": True}
+        ((name, value),) = switch.items()
+        is_norm = name in fields and context.method_name == "__call__"
+        if not is_norm or not is_frozen("/".join((*module.path, "mean")), freeze) or getattr(module, name) is value:
+            return call(*args, **kwargs)
+        if name in kwargs:  # Linen's takes it with the call too
+            return call(*args, **(kwargs | switch))
+        return module.clone(parent=module.scope, **switch)(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)

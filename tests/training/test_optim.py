@@ -5,8 +5,9 @@ import numpy as np
 import optax
 import pytest
 
+from cnn_jax import models
 from cnn_jax.errors import InputError
-from cnn_jax.training import make_optimiser, make_schedule
+from cnn_jax.training import frozen, layer_rates, make_optimiser, make_schedule
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,56 @@ def test_adam_is_the_papers():
 def test_bad_arguments(call, sentence):
     with pytest.raises(InputError, match=sentence):
         call()
+
+
+def test_rates_scale_the_whole_update_of_a_module():
+    """Decay of weights too, for it is a part of the rate."""
+    rates = {"conv1": 0.25}
+    plain = updates(make_optimiser("adam", 0.1, weight_decay=0.5), 0.01)
+    scaled = updates(make_optimiser("adam", 0.1, weight_decay=0.5, rates=rates), 0.01)
+    np.testing.assert_allclose(scaled, np.array(plain) * [0.25, 0.25, 1], rtol=1e-6)
+
+
+def test_layers_learn_more_slowly_towards_the_input():
+    """In the order in which they compute, not that of their names; a norm belongs to the layer before it."""
+    rates = layer_rates(models.create("resnet18", width=4), (8, 8, 3), decay=0.5)
+    names = ["stem_conv", "stem_norm", *(f"stage{s}_block{b}" for s in (1, 2, 3, 4) for b in (1, 2)), "logits"]
+    assert list(rates) == names
+    np.testing.assert_allclose(list(rates.values()), 0.5 ** np.array([9, 9, *range(8, -1, -1)]))
+    inside = layer_rates(models.create("deeplabv3_resnet50", width=4), (8, 8, 3), decay=0.5)
+    assert inside["backbone/stem_conv"] < inside["backbone/stage4_block3"] < inside["logits"]
+    with pytest.raises(InputError, match="layer decay 0: it must be above 0 and at most 1"):
+        layer_rates(models.create("simple_cnn"), (8, 8, 1), decay=0)
+
+
+def test_patterns_find_what_they_freeze():
+    stats = {"norm": {"mean": jnp.zeros(2)}}
+    found = frozen({"params": PARAMS, "batch_stats": stats}, ["norm", ".*bias"])
+    assert found == {
+        "params": {"conv1": {"kernel": False, "bias": True}, "norm": {"scale": True}},
+        "batch_stats": {"norm": {"mean": True}},
+    }
+    for patterns, sentence in [
+        (["nrom"], "freeze 'nrom': no parameter has such a path; they begin with conv1, norm"),
+        (["norm", "stage["], r"freeze 'stage\[': not a regular expression \(unterminated"),
+        ([".*"], r"freeze '\.\*': no parameter is left to learn"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            frozen({"params": PARAMS}, patterns)
+
+
+def test_muon_makes_the_update_of_a_kernel_orthogonal():
+    """Beside the singular value decomposition of the gradient, a convolution's read as [side·side·C, features]."""
+    gradient = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
+    params = {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)}
+    tx = make_optimiser("muon", 0.1, weight_decay=0.5)
+    update, _ = tx.update({"kernel": jnp.asarray(gradient), "bias": jnp.full(4, -2.0)}, tx.init(params), params)
+    u, _, v = np.linalg.svd(gradient.reshape(18, 4), full_matrices=False)
+    nearest = -0.1 * 0.2 * np.sqrt(18) * u @ v  # √18: so 18 × 4 numbers have a root mean square of 0.2
+    ours = np.asarray(update["kernel"]).reshape(18, 4) + 0.1 * 0.5
+    assert (ours * nearest).sum() / np.linalg.norm(ours) / np.linalg.norm(nearest) > 0.98
+    singular = np.linalg.svd(ours, compute_uv=False) / (0.1 * 0.2 * np.sqrt(18))
+    assert singular.min() > 0.6  # five iterations bring them near one, not to it
+    assert singular.max() < 1.3
+    # Adam's first, with Nesterov momentum (Dozat 2016): 0.9·0.1 g / (1 − 0.9²) + 0.1 g / (1 − 0.9), over |g|.
+    np.testing.assert_allclose(update["bias"], 0.1 * (0.09 / 0.19 + 1), rtol=1e-5)

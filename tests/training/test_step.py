@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from cnn_jax import models, tasks, training
+from cnn_jax.models.layers import BatchNorm
 
 RATE, CLASSES = 0.5, 4
 
@@ -165,3 +167,73 @@ def test_over_fits_16_images_and_is_traced_once(key):
     )
     assert evaluated["accuracy"] == 1
     assert evaluated["loss"] < 0.01
+
+
+def changed(before, after):
+    """Paths of the leaves that differ."""
+    before, after = flatten_dict(before, sep="/"), flatten_dict(after, sep="/")
+    return {path for path in before if (np.asarray(before[path]) != np.asarray(after[path])).any()}
+
+
+class Normed(nn.Module):
+    """Two batch norms of Linen's, each told of training in one of its two ways, and one of ours."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = nn.BatchNorm(use_running_average=not train, name="first")(images)
+        x = nn.BatchNorm(name="second")(nn.Dense(3, name="between")(x), use_running_average=not train)
+        return nn.Dense(CLASSES, name="logits")(BatchNorm(train, name="third")(x).mean((1, 2)))
+
+
+def test_what_is_frozen_stays_and_the_rest_learns_as_if_it_were_constant(key):
+    """Also under weight decay and momentum, which move what has no gradient."""
+    tx = training.make_optimiser("adam", 0.1, weight_decay=0.1)
+    state, batch = start(tx, Normed()), make_batch(8)
+    step = make_step(tx, Normed(), freeze=("first", "second"))
+    new, stats = step(state, batch, key)
+    new, _ = step(new, batch, key)
+    assert changed(state.params, new.params) == {
+        f"{name}/{leaf}"
+        for name, leaves in {
+            "between": ("kernel", "bias"),
+            "third": ("scale", "bias"),
+            "logits": ("kernel", "bias"),
+        }.items()
+        for leaf in leaves
+    }
+    assert changed(state.batch_stats, new.batch_stats) == {"third/mean", "third/var"}
+    assert set(stats["grad_norm"]) == {"between", "third", "logits"}
+
+
+@pytest.mark.parametrize("freeze", [(".*/(mean|var)$",), ("first", "second", "third")])
+def test_frozen_statistics_are_those_of_evaluation(key, freeze):
+    """The loss of a training step is then that of the network as it is evaluated, and independent of the batch."""
+    tx, batch = optax.sgd(RATE), make_batch(8)
+    state = start(tx, Normed())
+    rng = np.random.default_rng(0)
+    state = state.replace(
+        batch_stats=jax.tree.map(lambda x: rng.uniform(0.5, 2, x.shape).astype(np.float32), state.batch_stats)
+    )
+    new, stats = make_step(tx, Normed(), freeze=freeze)(state, batch, key)
+    loss, _ = tasks.classify(CLASSES).loss(Normed().apply(state.variables, batch["image"]), batch)
+    np.testing.assert_allclose(stats["sums"]["loss"], loss.sum(), rtol=1e-5)
+    assert changed(state.batch_stats, new.batch_stats) == set()
+    assert "logits/kernel" in changed(state.params, new.params)
+    _, free = make_step(tx, Normed())(state, batch, key)
+    assert abs(free["sums"]["loss"] - loss.sum()) > 0.01
+
+
+def test_what_lies_before_the_first_layer_that_learns_is_not_differentiated(key):
+    """The compiled step of a frozen body has a fraction of the work."""
+    model = models.create("resnet18", num_classes=CLASSES, width=4)
+    tx = optax.sgd(RATE)
+    variables = jax.eval_shape(model.init, key, jnp.zeros((1, 8, 8, 1)))
+    state = training.TrainState(jnp.int32(0), variables["params"], variables["batch_stats"], tx.init({}))
+    batch = make_batch(8, size=8)
+    programs = [
+        jax.jit(training.make_train_step(model, tasks.classify(CLASSES), tx, freeze=freeze)).lower(state, batch, key)
+        for freeze in ((), ("(?!logits)",))
+    ]
+    convolutions = [lowered.as_text().count("stablehlo.convolution") for lowered in programs]
+    assert convolutions[1] == 19  # forward; the first of the 20, on one channel, is a sum of products
+    assert convolutions[0] > 50
