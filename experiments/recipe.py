@@ -1,7 +1,6 @@
 """What the scripts that train have in common: their flags, and the way from a recipe to a trained run."""
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,10 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from cnn_jax import data, models, reporting, runtime, training
-from cnn_jax.errors import InputError
 from cnn_jax.run import Run, default_path
 
 
@@ -27,7 +24,7 @@ class Recipe:
     epochs: float = 12
     batch_size: int = 128
     learning_rate: float = 1e-3
-    optimiser: Literal["adam", "sgd"] = "adam"
+    optimiser: Literal["adam", "sgd", "muon"] = "adam"
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     warmup_epochs: float = 0
     weight_decay: float = 0.0  # decoupled; of kernels only
@@ -106,7 +103,9 @@ def train(
         config.optimiser, schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
     description = models.describe(model, dataset.image_shape)
-    settings = {name: value for name, value in vars(config).items() if name not in ("out", "resume", "platform")}
+    # What changes nothing that is trained may change when a run is taken up again.
+    free = ("out", "resume", "platform", "test_flip", "test_scales", "test_window")
+    settings = {name: value for name, value in vars(config).items() if name not in free}
     if config.tiny:  # they are replaced, and no others of a run that is taken up again
         settings |= {"epochs": config.epochs, "batch_size": config.batch_size}
     out = config.out or default_path(Path("runs") / Path(dataset.name).name, resume=config.resume)
@@ -123,23 +122,10 @@ def train(
         tensorboard=config.tensorboard,
     ) as log:  # fmt: skip
         fit = training.fit(
-            model,
-            task,
-            dataset.train,
-            tx=tx,
-            steps=steps,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            test=dataset.test,
-            preprocess=dataset.preprocess,
-            augment=augment,
-            accumulate=config.accumulate,
-            ema_decay=config.ema,
-            variables=variables,
-            over=over,
-            log=log,
-            checkpoints=checkpoints,
-        )
+            model, task, dataset.train, tx=tx, steps=steps, batch_size=config.batch_size, seed=config.seed,
+            test=dataset.test, preprocess=dataset.preprocess, augment=augment, accumulate=config.accumulate,
+            ema_decay=config.ema, variables=variables, over=over, log=log, checkpoints=checkpoints,
+        )  # fmt: skip
     checkpoints.close()
     return Trained(
         run.path,
@@ -156,54 +142,3 @@ def train(
             "images_per_second": fit.images_per_second,
         },
     )
-
-
-def load_run(folder: Path) -> tuple[dict, dict]:
-    """What a run's `model.json` says, and the variables of its newest whole checkpoint."""
-    if not folder.is_dir():
-        raise InputError(
-            f"there is no run folder {folder}: make one with python -m experiments.classify --out {folder}"
-        )
-    try:
-        about = json.loads((folder / "model.json").read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder} holds no trained network: give the --out of a run of experiments.classify, detect or segment"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{folder / 'model.json'} is damaged ({error}): train again in another folder") from None
-    checkpoints = training.Checkpoints(folder / "checkpoints", read_only=True)
-    restored = checkpoints.restore_variables()
-    checkpoints.close()
-    if restored is None:
-        raise InputError(f"the run in {folder} has saved nothing yet: let it finish an epoch first")
-    for sentence in restored.damaged:
-        print(f"{sentence}: step {restored.step} is used instead")
-    return about, restored.state
-
-
-def with_backbone(model: nn.Module, folder: Path, image_shape: tuple[int, int, int], *, seed: int) -> dict:
-    """The variables of a model whose backbone is that of a classifier's run, and whose rest is drawn from `seed`.
-
-    A backbone of grey images sees the mean of three channels.
-
-    Raises:
-        InputError: the model has no backbone, or the run's network is not that backbone.
-    """
-    about, trained = load_run(folder)
-    fresh = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))
-    if "backbone" not in fresh["params"]:
-        raise InputError(f"--backbone: {type(model).__name__} has no backbone; choose a model on a ResNet")
-    for kind in fresh:
-        wanted = fresh[kind]["backbone"]
-        found = {name: values for name, values in trained.get(kind, {}).items() if name != "logits"}
-        if about["image_shape"][-1] == 1 and image_shape[-1] == 3 and "stem_conv" in found:
-            found["stem_conv"] = {"kernel": found["stem_conv"]["kernel"].repeat(3, axis=2) / 3}
-        shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (wanted, found)]
-        if shapes[0] != shapes[1]:
-            raise InputError(
-                f"--backbone: the run in {folder} trained {about['model']} on images of {about['image_shape']}, which "
-                "is not the backbone of this model: its layers, stem, norm or channels differ"
-            )
-        fresh[kind]["backbone"] = found
-    return fresh

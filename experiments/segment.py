@@ -3,10 +3,15 @@
     python -m experiments.segment                                       # digits in cluttered scenes, on a CPU
     python -m experiments.segment --dataset photos                      # photos/images/*, photos/masks/*
     python -m experiments.segment --model unet_resnet18 --backbone runs/mnist_10k
+    python -m experiments.segment --dataset nuclei --image-size 64 --epochs 8 --augment flip
 
 The data set is `scenes/NAME`, scenes made of the items of that set; `nuclei`; a folder of images with one of masks; a
-JSON file in COCO's form; or a prepared set of tensorflow-datasets with maps. The defaults reach a mean IoU of 0.613 of
-the test scenes (seed 0; 12 minutes on 2 CPU cores with another program beside it; jax 0.10.2, flax 0.12.8).
+JSON file in COCO's form; or a prepared set of tensorflow-datasets with maps. The defaults reach a mean IoU of 0.737 of
+the test scenes (seed 0; 15 minutes on 2 CPU cores with other programs beside it; jax 0.10.2, flax 0.12.8).
+
+The nuclei come with a package, of which only two files are read: `pip install --no-deps stardist==0.9.2`. Trained on
+crops of three quarters of a microscope's image, the command above finds the nuclei of the last quarter with an IoU of
+0.887 (seed 0; 99 s on 2 CPU cores with other programs beside it).
 """
 
 from dataclasses import dataclass
@@ -17,10 +22,10 @@ from typing import Literal
 import jax
 import numpy as np
 
-from cnn_jax import analysis, cli, data, models, tasks
+from cnn_jax import analysis, cli, data, models, tasks, training
 from cnn_jax.data.geometry import Augmentation, named
 from cnn_jax.reporting import segmentation
-from experiments import recipe
+from experiments import recipe, runs
 from experiments.recipe import Recipe
 
 
@@ -29,15 +34,19 @@ class Config(Recipe):
     """Train a segmenter, measure it, show it, save it."""
 
     dataset: str = "scenes/mnist_10k"  # scenes/NAME, or a folder with images/ and masks/
-    model: str = "unet_small"  # unet_small, unet, unet_resnet18 …, deeplabv3_resnet50 …
-    epochs: float = 4
-    batch_size: int = 16
-    learning_rate: float = 6e-3
+    model: str = "unet_guided"  # unet_guided, unet_small, unet, unet_resnet18 …, deeplabv3_resnet50 …
+    epochs: float = 2
+    batch_size: int = 8
+    optimiser: Literal["adam", "sgd", "muon"] = "muon"
+    learning_rate: float = 1e-2
     schedule: str = "one-cycle"
-    scenes: int = 10_000  # to train on, of a set of scenes
+    scenes: int = 24_000  # to train on, of a set of scenes
     loss: tuple[Literal["cross_entropy", "focal", "dice"], ...] = ("cross_entropy",)  # summed
-    class_weights: tuple[float, ...] = ()  # one a class; of scenes the ground has 0.2 by default
+    class_weights: tuple[float, ...] = ()  # one a class, 1 by default
     augment: tuple[Augmentation, ...] = ()
+    test_flip: bool = False  # at the end, look at each test image and at its mirror image
+    test_scales: tuple[float, ...] = ()  # at the end, look at each at these sizes, such as 0.75 1 1.25
+    test_window: int | None = None  # at the end, look at larger images through windows of this side
     weights: Path | None = None  # start from these: a PyTorch state dict, .pth or .safetensors
     backbone: Path | None = None  # start from the network of this run of experiments.classify
 
@@ -53,17 +62,13 @@ def main(config: Config) -> None:
     if "resnet" in config.model:
         options |= {"stem": "small" if dataset.image_shape[0] <= 64 else "large"}
     model = models.create(config.model, **options)
-    variables = None
-    if config.weights:
-        variables = models.load_pretrained(config.model, config.weights, **options)
-    elif config.backbone:
-        variables = recipe.with_backbone(model, config.backbone, dataset.image_shape, seed=config.seed)
-    weights = config.class_weights or None
-    if weights is None and config.dataset.startswith("scenes/"):
-        weights = (0.2, *[1.0] * (dataset.num_classes - 1))  # most pixels are ground
     task = tasks.segment(
-        dataset.num_classes, losses=dict.fromkeys(config.loss, 1.0), class_weights=weights, auxiliary=1.0
+        dataset.num_classes,
+        losses=dict.fromkeys(config.loss, 1.0),
+        class_weights=config.class_weights or None,
+        auxiliary=1.0,
     )
+    tested = looking(config, model, dataset.image_shape)
     sizes = {split: dataset.size(split) for split in ("train", "test")}
     trained = recipe.train(
         "segment",
@@ -76,12 +81,17 @@ def main(config: Config) -> None:
         best="miou",
         show=("loss", "miou"),
         augment=named(config.augment),
-        variables=variables,
+        variables=runs.start(config, model, options, dataset.image_shape),
         announce=partial(segmentation.print_start, dataset.name, sizes, dataset.class_names),
     )
-    variables = trained.fit.state.variables
-    losses = np.concatenate([np.asarray(part["loss"])[part["mask"]] for part in trained.fit.evidence])
-    predict = jax.jit(lambda images: task.predict(model.apply(variables, dataset.preprocess(images))))
+    variables, evidence, metrics = trained.fit.state.variables, trained.fit.evidence, trained.fit.summary
+    if tested is not model:
+        evaluate = training.make_evaluator(
+            tested, task, dataset.test, preprocess=dataset.preprocess, batch_size=config.batch_size, over=over
+        )
+        metrics, evidence = evaluate(variables)
+    losses = np.concatenate([np.asarray(part["loss"])[part["mask"]] for part in evidence])
+    predict = jax.jit(lambda images: task.predict(tested.apply(variables, dataset.preprocess(images))))
 
     def shown(rows):
         batch = dataset.rows("test", rows)
@@ -91,15 +101,28 @@ def main(config: Config) -> None:
     worst = np.argsort(-losses, kind="stable")[:6]
     image = dataset.images("test", first[:1])
     stages = analysis.capture(model, variables, dataset.preprocess(image))
-    samples = dataset.samples("train", 12)
+    samples = dataset.samples("train", 8)
     segmentation.write(
         trained.folder,
-        **trained.about,
+        **trained.about | {"metrics": metrics},
+        several_looks=tested is not model,
         samples=(samples["image"], samples["map"]),
         shown=shown(first),
         worst=shown(worst),
         inside=(image[0], {name: np.asarray(maps[0], np.float32) for name, maps in stages.items() if maps.ndim == 4}),
     )
+
+
+def looking(config: Config, model, image_shape: tuple[int, int, int]):
+    """What is tested: the model, or several looks of it where a flag asks for them. A mistake is found at once."""
+    if not (config.test_flip or config.test_scales or config.test_window is not None):
+        return model
+    several = tasks.Averaged(
+        model, flip=config.test_flip, scales=config.test_scales or (1.0,), multiple=8, window=config.test_window
+    )
+    one = np.zeros((1, *image_shape), np.float32)
+    jax.eval_shape(lambda key: several.apply(model.init(key, one), one), jax.random.key(0))
+    return several
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ import pytest
 
 from cnn_jax import runtime
 
+# Of two processes that share the folder, one could read a program that the other has written by half.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and (folder := runtime._cache_folder()):
+    os.environ["CNN_JAX_CACHE"] = str(folder / worker)
 runtime.configure()
 assert jax.device_count() == 8  # they start here, before a test can change the environment
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from cnn_jax.data.dataset import Dataset
+from cnn_jax.data.imagenet import imagenet_classes
 from cnn_jax.data.stream import Stream
 from cnn_jax.errors import InputError, unknown
 
-__all__ = ["Dataset", "Stream", "load", "load_annotated", "names", "prepare"]
+__all__ = ["Dataset", "Stream", "imagenet_classes", "load", "load_annotated", "names", "prepare"]
 
-_NAMES = ("mnist_10k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "imagenet2012")
+_NAMES = ("mnist_10k", "faces", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "imagenet2012")
 _TFDS_NAMES = {"svhn": "svhn_cropped"}
 _ANNOTATED = {
     "boxes": ("scenes/mnist_10k", "scenes/fashion_mnist", "coco/2014", "coco/2017", "voc/2007", "voc/2012"),
@@ -54,6 +55,10 @@ def load(
         from cnn_jax.data import mnist_10k
 
         return _resized(mnist_10k.load(), image_size)
+    if name == "faces":
+        from cnn_jax.data import faces
+
+        return _resized(faces.load(), image_size)
 
     from cnn_jax.data import originals, records
 
@@ -72,6 +77,7 @@ def load_annotated(
     *,
     data_dir: str | Path | None = None,
     image_size: int | None = None,
+    workers: int | None = None,
     scenes: int = 6000,
     seed: int = 0,
 ) -> Dataset:
@@ -85,6 +91,7 @@ def load_annotated(
             with the same features, see `annotated_records.load`.
         data_dir: where prepared sets are; as for `load`.
         image_size: side of the images in pixels.
+        workers: processes that read and decode a set too large for memory, as for `load`.
         scenes, seed: how many scenes to train on, and their seed.
 
     Raises:
@@ -108,18 +115,18 @@ def load_annotated(
     if path.suffix == ".json":
         from cnn_jax.data import coco_json
 
-        return coco_json.load(path, truth, image_size=image_size)
+        return coco_json.load(path, truth, image_size=image_size, workers=workers)
     is_path = name.startswith(("/", ".", "~")) or (path.is_dir() and name not in _ANNOTATED[truth])
     if is_path and truth == "map":
         from cnn_jax.data import mask_folder
 
-        return mask_folder.load(path, image_size=image_size)
+        return mask_folder.load(path, image_size=image_size, workers=workers)
     if is_path:
         raise InputError(f"{name} is a path, but not of a JSON file: give one in COCO's form, beside its images")
     from cnn_jax.data import annotated_records
 
     data_dir = _data_dir(data_dir)
-    found = annotated_records.load(name, truth, data_dir, image_size=image_size)
+    found = annotated_records.load(name, truth, data_dir, image_size=image_size, workers=workers)
     if found is None:
         more = "scenes/NAME, a JSON file in COCO's form" + ", or a folder with images/ and masks/" * (truth == "map")
         raise _not_prepared(name, data_dir, choices=_ANNOTATED[truth], more=more)

@@ -22,8 +22,10 @@ _RELATIVE = "REL_YXYX"  # TFDS's boxes as a rule: (top, left, bottom, right), sh
 # Sets whose truth of the split `test` was never published.
 _HIDDEN_TEST = {"coco", "voc/2012", "cityscapes", "lvis"}
 
-# What the pixels of a mask stand for: value → (class, name), and the values that count nowhere. The rim of a pet is
-# "not classified" in the words of its authors; of Cityscapes' labels 19 are measured (`trainId` in their scripts).
+# What the pixels of a mask stand for: value → class, by its name, and the values that count nowhere. Of the pets TFDS
+# hands on the authors' trimaps as they are (datasets/oxford_iiit_pet), whose README, in annotations.tar.gz, says "Pixel
+# Annotations: 1: Foreground 2:Background 3: Not classified". Of Cityscapes' labels 19 are measured (`trainId` in
+# cityscapesscripts/helpers/labels.py).
 _CITYSCAPES = {
     **{7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light"},
     **{20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car"},
@@ -56,7 +58,7 @@ def load(
             `is_difficult`, becomes `crowd`; `area` is taken over (COCO's has lost its fractions in TFDS). VOC counts
             pixels from 1, and its boxes end with their last pixel: here all count from 0, and end behind it. An
             object without width or height is left out, and so are the smallest of more than `annotated.MOST`: said
-            with the record's number as it is read.
+            once, with the record's number, when it is first read.
             "map" for sets with an image `segmentation_mask` or `segmentation_label`. Pets: 0 is the ground, 1 the
             pet, and its rim counts nowhere. Cityscapes: the 19 classes that are measured; other labels count nowhere.
             Other sets: as their masks are, with 255 for pixels that count nowhere; where the set does not name the
@@ -192,12 +194,14 @@ def _objects(record: dict, image: np.ndarray, where: str, *, size: int, most: in
     crowd = objects.get("is_crowd", objects.get("is_difficult", np.zeros(len(boxes))))
     area = np.array(objects.get("area", sides.prod(1)), np.float32)
     whole = (sides > 0).all(1)
+    said = []
     if not whole.all():
-        print(f"{where}: {(~whole).sum()} of {len(whole)} objects have no width or no height, and are left out")
+        said.append(f"{(~whole).sum()} of {len(whole)} objects have no width or no height, and are left out")
     if whole.sum() > most:
-        print(f"{where}: has {whole.sum()} objects: the {whole.sum() - most} smallest are left out")
+        said.append(f"has {whole.sum()} objects: the {whole.sum() - most} smallest are left out")
     boxes, label, crowd, area = (values[whole] for values in (boxes, label, np.array(crowd, bool), area))
-    return annotated.with_objects(image, boxes, label, crowd=crowd, area=area, size=size, most=most)
+    out = annotated.with_objects(image, boxes, label, crowd=crowd, area=area, size=size, most=most)
+    return out | ({"said": f"{where}: {'; '.join(said)}"} if said else {})
 
 
 def _map_form(name: str, set_name: str, features: dict) -> Callable | None:

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,7 +64,10 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, row: int) -> dict[str, np.ndarray]:
-        """What a batch holds of one row, without leading N: `image` u8[H,W,C] and what is true of it."""
+        """What a batch holds of one row, without leading N: `image` u8[H,W,C] and what is true of it.
+
+        Beside it there may be `said`, a sentence about the row for the user, which a stream prints once.
+        """
 
     def empty(self) -> dict[str, np.ndarray]:
         """The same of a row that only fills up a batch."""
@@ -101,14 +105,19 @@ def read_all(reader: Reader) -> dict[str, np.ndarray]:
     return {name: values for name, values in batch.items() if name != "mask"}
 
 
-def _batch(reader: Reader, rows: np.ndarray, map_rows=map) -> dict[str, np.ndarray]:
-    """rows i32[B] → a batch. `map_rows` may be that of a pool of threads: the decoders let go of Python's lock."""
+def _batch(reader: Reader, rows: np.ndarray, map_rows=map) -> dict:
+    """rows i32[B] → a batch, and the sentences `said`. `map_rows` may be that of a pool of threads: the decoders let go
+    of Python's lock."""
     mask = rows >= 0
     batch = {name: np.stack([np.asarray(values)] * len(rows)) for name, values in reader.empty().items()}
+    said = []
     for place, read in zip(np.flatnonzero(mask), map_rows(reader.read, rows[mask].tolist()), strict=True):
         for name, values in read.items():
-            batch[name][place] = values
-    return {**batch, "mask": mask}
+            if name == "said":
+                said.append(values)
+            else:
+                batch[name][place] = values
+    return {**batch, "mask": mask, "said": said}
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,7 @@ class Stream:
             raise InputError(f"workers is {workers}: give 0 or more")
         self._reader, self._count = reader, len(reader) if count is None else min(count, len(reader))
         self.labels = None if labels is None else labels[: self._count]
+        self._said: set[str] = set()
 
     def __len__(self) -> int:
         return self._count
@@ -186,8 +196,18 @@ class Stream:
         # Workers hand over by shared memory. Where that is full (in a Docker container it is 64 MB) they are killed.
         in_flight = 4 * (workers + 1) * rows.shape[1] * int(np.prod(self._reader.image_shape))
         if workers == 0 or rows.size <= FEW or in_flight > _free_shared_memory():
-            return self._here(rows)
-        return self._by_workers(rows, workers)
+            return self._saying(self._here(rows))
+        return self._saying(self._by_workers(rows, workers))
+
+    def _saying(self, batches: Iterator[dict]) -> Iterator[dict[str, np.ndarray]]:
+        """Prints what is said of the rows: once, whatever the number of epochs, and workers know only of their own."""
+        with closing(batches):
+            for batch in batches:
+                for sentence in batch.pop("said"):
+                    if sentence not in self._said:
+                        self._said.add(sentence)
+                        print(sentence)
+                yield batch
 
     def _here(self, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         pool = ThreadPoolExecutor(os.cpu_count())

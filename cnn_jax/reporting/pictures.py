@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import overlays
 from .style import DPI, INK, LINE, MUTED, WIDTH, colours, pixel_figure, shorten, styled
 
 _PAGE = round(WIDTH * DPI)  # all lengths here are pixels of the figure
@@ -30,9 +31,14 @@ def image_grid(
     columns: int = 8,
     title: str = "",
     note: str = "",
+    legend: tuple[Sequence[str], np.ndarray] | None = None,
 ):
-    """Pictures in rows of `columns`, each under its title (which may have several lines). Returns a Figure."""
-    return _sheet(_rgb(images), titles, columns=columns, title=title, note=note)
+    """Pictures in rows of `columns`, each under its title (which may have several lines). Returns a Figure.
+
+    legend: names and their colours u8[N,3], to stand below.
+    """
+    below = None if legend is None else overlays.legend(*legend, width=_PAGE - 2 * _MARGIN, size=_points(9))
+    return _sheet(_rgb(images), titles, columns=columns, title=title, note=note, below=below)
 
 
 def mistakes(
@@ -118,18 +124,19 @@ def feature_maps_side_by_side(
     first: int = 4,
     title: str = "Feature maps",
 ):
-    """The first maps of each stage, a row a stage: "conv1 · filter 1" … Returns a Figure.
+    """The first maps of each stage, a row a stage: "conv1 · filter 1", … Returns a Figure.
 
     stages: {name: f[H,W,C]} in order; each stage has a scale of its own, from its least to its greatest value.
     image: [H,W,C], shown beside the title.
     """
     tiles, titles = [], []
+    between = " · " if max(map(len, stages), default=0) <= 5 else "\n"
     for name, activations in stages.items():
         maps = np.moveaxis(np.asarray(activations, np.float32), -1, 0)[:first]
         shown = list(_heat(maps)[0])
         missing = first - len(shown)
         tiles += shown + [np.full_like(shown[0], 255)] * missing
-        titles += [f"{name} · filter {i + 1}" for i in range(len(shown))] + [""] * missing
+        titles += [f"{name}{between}filter {i + 1}" for i in range(len(shown))] + [""] * missing
     scale = _Scale("viridis", ("row minimum", "", "row maximum"))
     return _sheet(tiles, titles, columns=first, title=title, scale=scale, image=image)
 
@@ -188,8 +195,10 @@ def _sheet(
     note: str = "",
     scale: _Scale | None = None,
     image: np.ndarray | None = None,
+    below: np.ndarray | None = None,
 ):
-    """Lays pictures u8[h,w,3] out in rows under a heading (with a small `image` before it), a colour scale below."""
+    """Lays pictures u8[h,w,3] out in rows under a heading (with a small `image` before it), a colour scale or a picture
+    `below`."""
     tiles = list(tiles)
     if titles is not None and len(titles) != len(tiles):
         raise ValueError(f"titles: expected one for each of {len(tiles)} images, got {len(titles)}")
@@ -222,7 +231,10 @@ def _sheet(
     rows = -(-len(tiles) // columns)
     row_height = above + height + _GAP
     bottom = top + rows * row_height + (_MARGIN if scale is None else _points(9) + 52)
+    bottom += 0 if below is None else len(below)
     page = np.full((bottom, _PAGE, 3), 255, np.uint8)
+    if below is not None:
+        page[-_MARGIN - len(below) : -_MARGIN, _MARGIN : _MARGIN + below.shape[1]] = below
     if thumbnail is not None:
         _place(page, thumbnail, _MARGIN, _MARGIN)
     fits = int((width + _GAP) / (_points(small) * 0.58))

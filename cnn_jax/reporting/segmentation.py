@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from . import page, plots
-from .overlays import class_colours, with_classes
+from .overlays import map_alone, map_colours, with_classes
 from .progress import print_table
 from .report import Details, Table
 
+_MANY = 30  # classes: beyond so many, a legend names those that occur
+_SMALL = 128  # pixels: images no wider are seen well enough when two stand in a row with their maps
 HEADER = ["class", "IoU", "Dice", "precision", "recall", "boundary F1", "pixels"]
 
 
@@ -34,6 +36,7 @@ def write(
     images_per_second: float,
     shown: tuple[np.ndarray, np.ndarray, np.ndarray],
     worst: tuple[np.ndarray, np.ndarray, np.ndarray],
+    several_looks: bool = False,
     inside: tuple[np.ndarray, Mapping[str, np.ndarray]],
 ) -> dict[str, float]:
     """Writes and prints what a finished run has found: `summary.json`, `figures/`, `report.html`.
@@ -42,23 +45,31 @@ def write(
         samples: training images u8[N,H,W,C] and their maps [N,H,W].
         metrics: what the task's `summarize` gave for the test set.
         shown, worst: test images u8[N,H,W,C], their true maps and the predicted ones [N,H,W].
+        several_looks: whether the results are the mean of several looks at each test image.
         inside: an image u8[H,W,C] and its stages f32[H,W,C] by name.
         description, learning_rate, seconds, images_per_second: see `page.write`.
     """
     folder = Path(folder)
     summary = page.write_summary(folder, description, metrics, seconds=seconds, images_per_second=images_per_second)
     draw = page.drawing(folder)
-    palette = class_colours(len(class_names))
+    palette = map_colours(len(class_names))
 
-    def triples(images, truth, predicted):
+    def beside(images, *maps, titles):
+        """Images, each beside its maps, which have a colour a class. What is found where nothing is known is not shown:
+        in the rim of a square, say."""
+        maps = [np.where(maps[0] == 255, 255, classes) for classes in maps]
         pictures = [
             picture
-            for image, *maps in zip(images, truth, predicted, strict=True)
-            for picture in (with_classes(image), *(with_classes(image, classes, palette) for classes in maps))
+            for image, *of_image in zip(images, *maps, strict=True)
+            for picture in (with_classes(image), *(map_alone(classes, palette) for classes in of_image))
         ]
-        return plots.image_grid(np.stack(pictures), ["image", "true", "found"] * len(images), columns=6)
+        named = np.arange(len(class_names))
+        if len(named) > _MANY:
+            named = np.intersect1d(named, np.concatenate([np.unique(classes) for classes in maps]))
+        legend = [class_names[i] for i in named], palette[named]
+        columns = len(titles) * (2 if len(titles) < 3 or images.shape[2] <= _SMALL else 1)
+        return plots.image_grid(np.stack(pictures), [*titles] * len(images), columns=columns, legend=legend)
 
-    drawn = [with_classes(image, classes, palette) for image, classes in zip(*samples, strict=True)]
     per_class = [
         [
             name,
@@ -68,9 +79,14 @@ def write(
         for i, name in enumerate(class_names)
     ]
     results = [
-        "Every pixel of the test set counts once: intersection and union are those of the whole set.",
-        draw("predictions", triples(*shown), "Test images, their true maps and what is found."),
-        draw("worst", triples(*worst), "The test images with the greatest loss."),
+        "Every pixel of the test set counts once: intersection and union are those of the whole set."
+        + " Each image is looked at several times, as the command says; the curves are of one look." * several_looks,
+        draw(
+            "predictions",
+            beside(*shown, titles=("image", "true", "found")),
+            "Test images, their true maps and what is found. What is white counts nowhere.",
+        ),
+        draw("worst", beside(*worst, titles=("image", "true", "found")), "The test images with the greatest loss."),
         draw(
             "confusion", plots.confusion_matrix(metrics["confusion"], class_names), "Pixels; rows are the true classes."
         ),
@@ -93,7 +109,7 @@ def write(
         cards=cards,
         data=[
             source,
-            draw("samples", plots.image_grid(np.stack(drawn), columns=4), "Training images under their maps."),
+            draw("samples", beside(*samples, titles=("image", "true")), "Training images and their maps."),
         ],
         results=results,
         inside=page.stage_blocks(draw, *inside),

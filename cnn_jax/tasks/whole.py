@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cnn_jax.errors import InputError
+
 
 class Averaged(NamedTuple):
     """A segmenter that looks more than once: `apply` as the model's own, with the log of the mean probabilities.
@@ -29,6 +31,8 @@ class Averaged(NamedTuple):
 
     def apply(self, variables: Any, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Log probabilities f32[N,H,W,C] of normalised images f32[N,H,W,C']; only for evaluation."""
+        if not self.scales or min(self.scales) <= 0 or (self.window is not None and self.window < 1):
+            raise InputError(f"looks at scales {tuple(self.scales)}, window {self.window}: each must be above 0")
         height, width = images.shape[1:3]
         looks = []
         for scale in self.scales:

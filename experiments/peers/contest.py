@@ -25,12 +25,15 @@ class Work(NamedTuple):
 
 WORK = {
     "simple_cnn": Work("classify", 1, 10, (28, 28), (128, 128)),
-    "resnet18": Work("classify", 3, 1000, (224, 224), (128, 128)),
-    "resnet50": Work("classify", 3, 1000, (224, 224), (128, 128)),
+    "resnet18": Work("classify", 3, 1000, (224, 224), (8, 128)),
+    "resnet50": Work("classify", 3, 1000, (224, 224), (8, 128)),
+    "mobilenet_v2": Work("classify", 3, 1000, (224, 224), (8, 128)),
+    "convnext_tiny": Work("classify", 3, 1000, (224, 224), (8, 128)),
     "fcos_small": Work("detect", 3, 10, (64, 64), (16, 16)),
     "fcos_resnet50_fpn": Work("detect", 3, 90, (256, 512), (2, 16)),
     "deeplabv3_resnet50": Work("segment", 3, 21, (256, 512), (2, 16)),
 }
+ZOO = ("resnet18", "resnet50", "mobilenet_v2", "convnext_tiny")  # whose forward pass is measured as well
 MOST_OBJECTS = 8
 TORCH = {
     "torch_eager": {"bfloat16": False, "compiled": False},
@@ -40,30 +43,38 @@ TORCH = {
 }
 
 
-def torch_rivals(model: str, gpu: bool) -> dict[str, dict]:
-    """The ways to run PyTorch that are worth comparing with, for `torch_step.work`."""
+def torch_rivals(model: str, gpu: bool, *, precision: str | None = None) -> dict[str, dict]:
+    """The ways to run PyTorch that are worth comparing with, for `torch_step.work`; in one precision, if so asked."""
     if model == "fcos_small":  # which torchvision has not
         return {}
     # torchvision's detectors come apart under `torch.compile`, and on a CPU it takes three minutes for DeepLabv3: after
     # them steps of either are no faster.
     compiles = WORK[model].task == "classify" or (gpu and WORK[model].task == "segment")
     rivals = {name: how for name, how in TORCH.items() if compiles or not how["compiled"]}
+    if precision:
+        return {name: how for name, how in rivals.items() if how["bfloat16"] == (precision == "bfloat16")}
     return {name: how for name, how in rivals.items() if gpu or name != "torch_compile_bf16"}
 
 
 def random_data(model: str, images: int, side: int) -> dict[str, np.ndarray]:
+    """A random batch for a model of `WORK`."""
+    work = WORK[model]
+    return random_batch(work.task, images, side, channels=work.channels, classes=work.classes)
+
+
+def random_batch(task: str, images: int, side: int, *, channels: int, classes: int) -> dict[str, np.ndarray]:
     """Images and what is true of them, in the form of our batches; for a detector with none to eight objects each."""
-    work, rng = WORK[model], np.random.default_rng(0)
-    data = {"image": rng.integers(0, 256, (images, side, side, work.channels), np.uint8)}
-    if work.task == "segment":
-        return data | {"map": rng.integers(0, work.classes, (images, side, side), np.uint8)}
-    if work.task == "classify":
-        return data | {"label": rng.integers(0, work.classes, images, np.int32)}
+    rng = np.random.default_rng(0)
+    data = {"image": rng.integers(0, 256, (images, side, side, channels), np.uint8)}
+    if task == "segment":
+        return data | {"map": rng.integers(0, classes, (images, side, side), np.uint8)}
+    if task == "classify":
+        return data | {"label": rng.integers(0, classes, images, np.int32)}
     corner = rng.uniform(0, side / 2, (images, MOST_OBJECTS, 2))
     size = rng.uniform(side / 16, side / 2, corner.shape)
     return data | {
         "boxes": np.concatenate([corner, corner + size], -1).astype(np.float32),
-        "label": rng.integers(0, work.classes, corner.shape[:2], np.int32),
+        "label": rng.integers(0, classes, corner.shape[:2], np.int32),
         "objects": np.arange(MOST_OBJECTS) < ((np.arange(images) + 4) % (MOST_OBJECTS + 1))[:, None],
     }
 
@@ -103,13 +114,29 @@ class Contestant:
 
 
 def take_turns(
-    contestants: dict[str, Contestant], steps: int, rounds: int, *, matmul: tuple[str, ...]
-) -> tuple[dict[str, list[float]], float]:
-    """Milliseconds of a step, {name: one a round}, and the least seconds in which those in `matmul` multiplied."""
-    times, multiplied = {name: [] for name in contestants}, []
+    contestants: dict[str, Contestant], commands: tuple[str, ...], steps: int, rounds: int, *, matmul: tuple[str, ...]
+) -> tuple[dict[str, dict[str, list[float]]], float]:
+    """Milliseconds, {command: {name: one a round}}, and the least seconds in which those in `matmul` multiplied."""
+    times, multiplied = {command: {name: [] for name in contestants} for command in commands}, []
     for i in range(rounds + 1):  # the first warms up, and compiles ours
         for name, contestant in contestants.items():
-            ms = 1000 * contestant.ask(f"steps {steps}") / steps
-            times[name] += [ms] if i else []
+            for command in commands:
+                ms = 1000 * contestant.ask(f"{command} {steps}") / steps
+                times[command][name] += [ms] if i else []
             multiplied += [contestant.ask("matmul")] if name in matmul else []
     return times, min(multiplied)
+
+
+def compared(times: dict[str, list[float]]) -> dict:
+    """Medians in ms, and the peers' over ours."""
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    ratios = {f"ratio_{name.removeprefix('torch_')}": ms / medians["ours"] for name, ms in medians.items()}
+    ratios.pop("ratio_ours")
+    return {f"{name}_ms": ms for name, ms in medians.items()} | ratios
+
+
+def milliseconds(command: list[str]) -> float:
+    """How long a command takes from its start to its end."""
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return 1000 * (time.perf_counter() - begin)

@@ -45,6 +45,19 @@ def work(*, model: str, batch_size: int, side: int, precision: str, images: int,
         jax.block_until_ready((state, stats))
         return time.perf_counter() - begin
 
+    @jax.jit
+    def evaluate(variables, images):
+        return net.apply(variables, images.astype(jnp.float32) / 255)
+
+    def forward(times: int) -> float:
+        variables, images = state.variables, data["image"][:batch_size]
+        jax.block_until_ready(images)
+        begin = time.perf_counter()
+        for _ in range(times):
+            outputs = evaluate(variables, images)
+        jax.block_until_ready(outputs)
+        return time.perf_counter() - begin
+
     dtype = jnp.float32 if precision == "float32" else jnp.bfloat16
     a = jnp.ones((matmul_size, matmul_size), dtype)
     multiply = jax.jit(jnp.matmul)
@@ -57,7 +70,7 @@ def work(*, model: str, batch_size: int, side: int, precision: str, images: int,
     matmul()
     about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     about["flops"] = models.describe(net, shape).flops
-    serve(about, steps=seconds, matmul=matmul, compilations=run._cache_size)
+    serve(about, steps=seconds, forward=forward, matmul=matmul, compilations=run._cache_size)
 
 
 def program(epochs: float | None, *, steps: int | None = None) -> None:

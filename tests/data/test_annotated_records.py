@@ -189,7 +189,13 @@ def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
     assert d.train["label"][rows[3]].tolist() == [1, 2]  # the two greatest, in their order
     said = capsys.readouterr().out
     assert f"crowded, split 'train', record {rows[2]}: has 3 objects: the 1 smallest are left out" in said
-    assert f"record {rows[3]}: 1 of 4 objects have no width or no height, and are left out" in said
+    assert f"record {rows[3]}: 1 of 4 objects have no width or no height, and are left out; has 3 objects" in said
+    monkeypatch.setattr(dataset, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(stream, "FEW", 0)
+    d = data.load_annotated("crowded", "boxes", data_dir=tmp_path, image_size=20, workers=1)
+    for _ in range(2):  # epochs, each with a worker of its own
+        assert sum(len(batch["mask"]) for batch in d.train.batches(np.arange(4)[None])) == 4
+    assert capsys.readouterr().out.count("are left out") == 3  # once of each record, whatever the epochs
 
 
 def record(boxes=((0.1, 0.2, 0.5, 0.6),), label=(0,)):

@@ -44,6 +44,41 @@ def test_the_number_of_objects_compiles_nothing_anew(capsys, monkeypatch):
     assert found["fcos_small_step"]["compilations"] == 1
 
 
+class Fixed:
+    """A contestant that takes so many milliseconds for a forward pass, and three times as many for a step."""
+
+    def __init__(self, module, **settings):
+        self.ms = 10 if module == "ours" else 30 if settings["compiled"] else 20
+        self.about = {"flops": 10**9, "threads": None if module == "ours" else 2}
+        assert settings["model"] == "mobilenet_v2"
+        assert settings["batch_size"] == 4
+
+    def ask(self, command):
+        what, *times = command.split()
+        if what == "compilations":
+            return 1
+        return (
+            {"forward": self.ms, "steps": 3 * self.ms, "matmul": 2 * 2048**3 / 1e9}[what] / 1000 * int([*times, 1][0])
+        )
+
+    def close(self):
+        pass
+
+
+def test_the_zoo_is_measured_in_both_directions(capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "Contestant", Fixed)
+    monkeypatch.setattr(benchmark, "require", lambda *names: None)
+    found = last_line(capsys, batch_size=4, task="zoo", models=("mobilenet_v2",), peer="torch")
+    assert set(found) == {"mobilenet_v2_forward_float32", "mobilenet_v2_step_float32", "machine"}
+    for passes, of in ((1, found["mobilenet_v2_forward_float32"]), (3, found["mobilenet_v2_step_float32"])):
+        assert of["ours_ms"] == pytest.approx(10 * passes)
+        assert [of[f"ratio_{name}"] for name in ("eager", "eager_bf16", "compile")] == pytest.approx([2, 2, 3])
+        assert of["images_per_second"] == pytest.approx(400 / passes)
+        # A product takes 2·2048³ FLOPs and here as many nanoseconds: 1 GFLOP/ms; the network's 4 GFLOPs take 10 ms.
+        assert of["gflops_peak"] == pytest.approx(1000)
+        assert of["share_of_peak"] == pytest.approx(0.4)
+
+
 def test_a_model_of_another_task():
     with pytest.raises(InputError, match=r"unknown model to segment 'resnet18'.*deeplabv3_resnet50"):
         benchmark.main(benchmark.Config(task="segment", models=("resnet18",)))

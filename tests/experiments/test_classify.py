@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cnn_jax import data, models, training
@@ -45,6 +46,12 @@ def first(tmp_path_factory):
 def copy(first, tmp_path):
     """A copy of that run, to damage or resume."""
     return Path(shutil.copytree(first[0], tmp_path / "run"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For tests of numbers: figures are empty files, since to draw them takes longer than a tiny run."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: None)
 
 
 def arrays(folder: Path) -> dict:
@@ -153,6 +160,7 @@ def test_the_report_needs_nothing_else(first):
 # The same numbers, however they come about
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pmap_gives_the_numbers_of_jit(tmp_path, monkeypatch):
     # Without dropout: under pmap each device draws a mask of its own.
     monkeypatch.setattr(models, "create", lambda name, **options: SimpleCNN(dropout=0.0, **options))
@@ -163,6 +171,7 @@ def test_pmap_gives_the_numbers_of_jit(tmp_path, monkeypatch):
     assert {name: pmap[name] for name in measured} == pytest.approx({n: jit[n] for n in measured}, abs=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_seed_decides_everything(first, tmp_path):
     tiny("--out", tmp_path / "again")
     assert_identical(tmp_path / "again", first[0])
@@ -172,6 +181,7 @@ def test_a_seed_decides_everything(first, tmp_path):
         assert a == b
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_augmentation_and_the_better_recipe(tmp_path):
     tiny(
         "--augment", "shift", "flip", "crop", "resized_crop", "color", "erase", "rand", "mixup", "cutmix",
@@ -193,6 +203,7 @@ def test_a_finished_run_resumed_changes_no_number(first, copy):
         assert (copy / name).read_text() == (first[0] / name).read_text(), name
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_resume_without_a_folder_takes_up_the_latest(first, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("mnist_10k", "mnist_10k-2"):
@@ -215,6 +226,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate])
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(first, copy, damage):
     damage(biggest(copy / "checkpoints" / "16"))
@@ -246,6 +258,7 @@ def test_training_that_diverges_keeps_the_last_good_checkpoint(first, tmp_path, 
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_run_ends_as_if_there_had_been_none(first, tmp_path, monkeypatch, number, code):
     fit = training.fit
@@ -389,6 +402,7 @@ def test_folders_of_images_that_cannot_be_learned_from(pictures, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_checkpoint_of_another_network_is_refused_and_the_folder_left_as_it_was(pictures, tmp_path):
     folder = tmp_path / "run"
     flags = ("--dataset", pictures, "--tiny", "--out", folder)
@@ -403,6 +417,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_the_folder_left_as_it_wa
     assert after == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_folder_given_as_a_dot_names_the_run(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(pictures)
     assert tiny("--dataset", ".").rstrip().endswith("report: runs/pictures/report.html")

@@ -6,12 +6,11 @@ import re
 
 import numpy as np
 import pytest
+import squares
 from commands import fails, succeeds
 from PIL import Image
 
 from experiments import detect, predict
-
-COLOURS = {"red": (220, 30, 30), "blue": (30, 40, 220)}
 
 
 @pytest.fixture(scope="module")
@@ -19,28 +18,6 @@ def run(tmp_path_factory):
     """(folder, printed) of a tiny run on scenes."""
     folder = tmp_path_factory.mktemp("detect") / "run"
     return folder, succeeds(detect, "--tiny", "--out", folder)
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory):
-    """Forty grey pictures of 60×40 with a red or a blue square or two each, in COCO's form."""
-    folder, rng = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
-    (folder / "images").mkdir()
-    images, annotations = [], []
-    for i in range(40):
-        picture = rng.integers(90, 140, (40, 60, 3)).astype(np.uint8)
-        for left in (4, 34)[: 1 + i % 2]:
-            x, y, side = left + int(rng.integers(0, 8)), int(rng.integers(2, 20)), int(rng.integers(10, 16))
-            category = int(rng.integers(0, 2))
-            picture[y : y + side, x : x + side] = list(COLOURS.values())[category]
-            annotations.append({"id": len(annotations), "image_id": i, "category_id": 7 + category,
-                                "bbox": [x, y, side, side], "area": side**2, "iscrowd": 0})  # fmt: skip
-        Image.fromarray(picture).save(folder / "images" / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "height": 40, "width": 60})
-    categories = [{"id": 7 + i, "name": name} for i, name in enumerate(COLOURS)]
-    path = folder / "annotations.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return path
 
 
 def test_what_a_run_leaves(run):
@@ -66,16 +43,16 @@ def test_predict_draws_boxes(run, tmp_path):
         assert drawn.width / drawn.height == 90 / 50
 
 
-def test_a_set_in_cocos_form(squares, tmp_path):
+def test_a_set_in_cocos_form(tmp_path):
     """From training to a drawn picture; a real if small detector, which finds the squares of a picture it never saw."""
     folder = tmp_path / "run"
-    flags = ("--dataset", squares, "--image-size", 64, "--epochs", 20, "--batch-size", 8)
+    flags = ("--dataset", squares.make(tmp_path / "squares"), "--image-size", 64, "--epochs", 20, "--batch-size", 8)
     printed = succeeds(detect, *flags, "--out", folder)
     assert "red" in printed
     assert "blue" in printed
     assert json.loads((folder / "summary.json").read_text())["test_ap50"] > 0.5
     picture = np.full((40, 60, 3), 115, np.uint8)
-    picture[12:26, 30:44] = COLOURS["blue"]
+    picture[12:26, 30:44] = squares.COLOURS["blue"]
     Image.fromarray(picture).save(tmp_path / "new.png")
     lines = succeeds(predict, folder, tmp_path / "new.png", "--out", tmp_path).splitlines()
     best = next(line.split() for line in lines if line.strip().startswith(("red", "blue")))
@@ -91,6 +68,7 @@ def test_a_set_in_cocos_form(squares, tmp_path):
         ("--dataset scenes/mnist_1k", "unknown data set 'mnist_1k'"),
         ("--augment flop", "unknown --augment 'flop'"),
         ("--backbone nowhere", "there is no run folder nowhere"),
+        ("--backbone nowhere --weights a.pth", "--weights and --backbone both say where to start"),
         ("--scenes 0", "scenes: train 0"),
     ],
 )

@@ -10,6 +10,7 @@ from cnn_jax.tasks import detect
 
 C, STRIDES = 3, (4, 8)
 TASK = detect(C, strides=STRIDES)
+LOSS, PREDICT, MEASURE = (jax.jit(function) for function in (TASK.loss, TASK.predict, TASK.measure))
 
 
 def outputs(rng, n=2, size=32):
@@ -59,14 +60,14 @@ def perfect(batch, size=32, sure=20.0):
 
 def test_perfect_outputs_are_found_exactly():
     truth = batch()
-    found = jax.jit(TASK.predict)(perfect(truth))
+    found = PREDICT(perfect(truth))
     for i in range(2):
         got, want = (
             sorted((int(of["label"][i, j]), *np.round(of["boxes"][i, j], 3)) for j in np.flatnonzero(of["objects"][i]))
             for of in (found, truth)
         )
         np.testing.assert_allclose(got, want, atol=2e-3)
-    metrics = TASK.summarize([TASK.measure(perfect(truth), truth)])
+    metrics = TASK.summarize([MEASURE(perfect(truth), truth)])
     assert [metrics["ap"], metrics["f1"]] == pytest.approx([1, 1])
 
 
@@ -94,21 +95,22 @@ def test_crowds_are_not_learned():
     crowd = np.zeros_like(truth["objects"])
     crowd[0, 1] = True
     without = truth | {"objects": truth["objects"] & ~crowd}
-    np.testing.assert_array_equal(TASK.loss(out, truth | {"crowd": crowd})[0], TASK.loss(out, without)[0])
+    np.testing.assert_array_equal(LOSS(out, truth | {"crowd": crowd})[0], LOSS(out, without)[0])
 
 
 def test_gradients_are_finite_without_objects_and_with():
     out, truth = outputs(np.random.default_rng(2)), batch()
+    gradients = jax.jit(jax.grad(lambda out, objects: TASK.loss(out, truth | {"objects": objects})[0].sum()))
     for objects in (truth["objects"], np.zeros_like(truth["objects"])):
-        grads = jax.grad(lambda o, objects=objects: TASK.loss(o, truth | {"objects": objects})[0].sum())(out)
+        grads = gradients(out, objects)
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 def test_scale_brings_boxes_back_to_the_original_image():
     truth = batch()
     half = truth | {"scale": np.full(2, 0.5, np.float32)}
-    a = TASK.summarize([TASK.measure(perfect(truth), truth)])
-    b = TASK.summarize([TASK.measure(perfect(truth), half)])
+    a = TASK.summarize([MEASURE(perfect(truth), truth)])
+    b = TASK.summarize([MEASURE(perfect(truth), half)])
     assert a["ap"] == b["ap"]
     assert (np.isnan(a["ap_medium"]), np.isnan(b["ap_medium"])) == (True, False)  # 31×30 is small, 62×60 is not
 
@@ -116,9 +118,9 @@ def test_scale_brings_boxes_back_to_the_original_image():
 def test_masked_rows_count_nowhere():
     truth, rng = batch(), np.random.default_rng(3)
     out = outputs(rng)
-    both = TASK.measure(out, truth)
+    both = MEASURE(out, truth)
     first = {**both, "mask": np.array([True, False])}
-    alone = TASK.measure(jax.tree.map(lambda x: x[:1], out), jax.tree.map(lambda x: x[:1], truth))
+    alone = MEASURE(jax.tree.map(lambda x: x[:1], out), jax.tree.map(lambda x: x[:1], truth))
     a, b = TASK.summarize([first]), TASK.summarize([alone])
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-6, err_msg=name)
@@ -141,7 +143,7 @@ def test_outputs_of_another_model():
     with pytest.raises(InputError, match="expected 2 levels with 3 classes"):
         TASK.predict(outputs(np.random.default_rng(0))[:1])
     with pytest.raises(InputError, match="nothing to summarize"):
-        TASK.summarize([{**TASK.measure(perfect(batch()), batch()), "mask": np.zeros(2, bool)}])
+        TASK.summarize([{**MEASURE(perfect(batch()), batch()), "mask": np.zeros(2, bool)}])
 
 
 def test_the_smaller_of_two_objects_is_learned_where_both_are():

@@ -10,6 +10,7 @@ from cnn_jax.tasks import Averaged, segment
 
 C = 3
 TASK = segment(C)
+MEASURE = jax.jit(TASK.measure)
 RNG = np.random.default_rng(0)
 
 
@@ -30,7 +31,7 @@ def slow(logits, maps):
 
 def test_metrics_count_pixels():
     logits, batch = case()
-    metrics = TASK.summarize([TASK.measure(logits, batch)])
+    metrics = TASK.summarize([MEASURE(logits, batch)])
     confusion = slow(logits, batch["map"])
     np.testing.assert_array_equal(metrics["confusion"], confusion)
     for c in range(C):
@@ -43,9 +44,9 @@ def test_metrics_count_pixels():
 
 def test_batches_and_padding_change_nothing():
     logits, batch = case()
-    whole = TASK.summarize([TASK.measure(logits, batch)])
-    parts = [TASK.measure(logits[i : i + 1], {"map": batch["map"][i : i + 1]}) for i in range(3)]
-    padded = TASK.measure(np.concatenate([logits, logits]), {"map": np.concatenate([batch["map"]] * 2)})
+    whole = TASK.summarize([MEASURE(logits, batch)])
+    parts = [MEASURE(logits[i : i + 1], {"map": batch["map"][i : i + 1]}) for i in range(3)]
+    padded = MEASURE(np.concatenate([logits, logits]), {"map": np.concatenate([batch["map"]] * 2)})
     padded["mask"] = np.arange(6) < 3
     for other in (parts, [padded]):
         again = TASK.summarize(other)
@@ -56,7 +57,7 @@ def test_batches_and_padding_change_nothing():
 def test_a_class_that_occurs_nowhere_is_left_out():
     logits = np.zeros((1, 4, 4, C), np.float32)
     logits[..., 0] = 1
-    metrics = TASK.summarize([TASK.measure(logits, {"map": np.zeros((1, 4, 4), np.uint8)})])
+    metrics = TASK.summarize([MEASURE(logits, {"map": np.zeros((1, 4, 4), np.uint8)})])
     assert metrics["miou"] == 1
     assert np.isnan(metrics["iou_per_class"][1:]).all()
 
@@ -91,8 +92,9 @@ def test_the_auxiliary_loss_is_added():
 def test_gradients_are_finite_even_where_nothing_counts(name):
     task = segment(C, losses={name: 1})
     logits, batch = case()
+    both = jax.jit(jax.value_and_grad(lambda x, maps: task.loss(x, {"map": maps})[0].sum()))
     for maps in (batch["map"], np.full_like(batch["map"], 255)):
-        value, grads = jax.value_and_grad(lambda x, maps=maps: task.loss(x, {"map": maps})[0].sum())(logits * 50)
+        value, grads = both(logits * 50, maps)
         assert np.isfinite(value)
         assert np.isfinite(grads).all()
 

@@ -1,4 +1,4 @@
-"""What the scripts share: a backbone that a classifier has trained."""
+"""What a script takes from an earlier run: a backbone that a classifier has trained."""
 
 import json
 
@@ -11,7 +11,7 @@ from cnn_jax.errors import InputError
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.simple_cnn import SimpleCNN
 from cnn_jax.models.unet import UNet
-from experiments.recipe import with_backbone
+from experiments.runs import with_backbone
 
 BACKBONE = {"depths": (1, 1), "block": "basic", "stem": "medium", "width": 8}
 MODEL = UNet(**BACKBONE, num_classes=3, widths=(4, 8), convs=1)
