@@ -50,7 +50,7 @@ def test_convolutions(transposed, side, stride, dilation, groups):
 
 @pytest.mark.parametrize(
     ("name", "side", "options"),
-    [("resnet18", 96, {"stem": "large"}), ("vgg11", 64, {}), ("mobilenet_v2", 96, {}), ("convnext_tiny", 224, {})],
+    [("resnet18", 96, {"stem": "large"}), ("vgg11", 224, {}), ("mobilenet_v2", 96, {}), ("convnext_tiny", 224, {})],
 )
 def test_networks(name, side, options):
     with torch.device("meta"):
