@@ -1,0 +1,47 @@
+"""Networks here beside torchvision's with the same random weights; for tests with the marker `peers`."""
+
+import numpy as np
+import torch
+from networks import compiled
+from torch import nn
+
+from cnn_jax import models
+from experiments.peers.torch_models import import_torchvision
+
+
+def randomise(network: nn.Module) -> nn.Module:
+    """Statistics, scales and biases as training might leave them, rather than zeros and ones."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    for name, parameter in network.named_parameters():
+        if name.endswith("layer_scale"):
+            nn.init.uniform_(parameter, 0.2, 1)
+        elif parameter.ndim == 1:
+            nn.init.uniform_(parameter, 0.5, 1.5) if name.endswith("weight") else nn.init.normal_(parameter, 0, 0.2)
+    return network
+
+
+def assert_same(folder, name: str, theirs: dict, ours: dict, *, shape=(2, 64, 70, 3), make=None) -> None:
+    """The logits are equal to 1e-4 of the largest, in evaluation and in training.
+
+    Args:
+        folder: for the file of weights.
+        name: of the network, here and in torchvision.
+        theirs, ours: options of either.
+        shape: of the images.
+        make: of the network of PyTorch's, where it is not torchvision's of that name.
+    """
+    make = make or getattr(import_torchvision().models, name)
+    network = randomise(make(num_classes=20, **theirs))
+    torch.save(network.state_dict(), folder / "weights.pth")
+    variables = models.load_pretrained(name, folder / "weights.pth")
+    model = models.create(name, num_classes=20, **ours)
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    for train in (False, True):
+        with torch.no_grad():
+            expected = network.train(train)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+        found, _ = compiled(lambda v, x: model.apply(v, x, train=train, mutable=["batch_stats"]), variables, images)  # noqa: B023
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=f"{train}")
