@@ -43,7 +43,7 @@ def curve(accuracies: Mapping[str, Mapping[int, Sequence[float]]], *, chance: fl
     axes.set_ylim(top=min(101, axes.get_ylim()[1]))
     axes.set_xlabel("labelled examples of each class")
     axes.set_ylabel("test accuracy, %")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", frameon=True, edgecolor="none", framealpha=0.9)
     return figure
 
 
