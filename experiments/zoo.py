@@ -71,7 +71,7 @@ def counted(name: str, of: Member) -> tuple[dict, list[list]]:
         rest = dict(jax.eval_shape(of.model.init, jax.random.key(0), images))
         both = analysis.cost.count(analysis.cost.gradient(apply), rest.pop("params"), rest, images, key)
     table = models.describe(of.model, of.image_shape)
-    family = re.split(r"_?v?\d|_(?:tiny|small|base|large)", name)[0]
+    family = re.split(r"_?v?\d|_(?:tiny|small|base|large)", name)[0] + "_bn" * name.endswith("_bn")
     row = {"name": name, "family": family, "side": of.image_shape[0], "parameters": table.parameters}
     row |= {"flops": both.forward, "train_flops": both.flops, "kept": both.kept, "peak": both.peak}
     if of.published and of.published.side == of.image_shape[0]:

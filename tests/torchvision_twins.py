@@ -3,9 +3,11 @@
 import numpy as np
 import torch
 from networks import compiled
+from safetensors.torch import load_file
 from torch import nn
 
 from cnn_jax import models
+from cnn_jax.models.torch_files import read_tensors
 from experiments.peers.torch_models import import_torchvision
 
 
@@ -25,7 +27,7 @@ def randomise(network: nn.Module) -> nn.Module:
 
 
 def assert_same(folder, name: str, theirs: dict, ours: dict, *, shape=(2, 64, 70, 3), make=None) -> None:
-    """The logits are equal to 1e-4 of the largest, in evaluation and in training.
+    """The logits are equal to 1e-4 of the largest, in evaluation and in training; and torchvision's weights go back.
 
     Args:
         folder: for the file of weights.
@@ -34,11 +36,17 @@ def assert_same(folder, name: str, theirs: dict, ours: dict, *, shape=(2, 64, 70
         shape: of the images.
         make: of the network of PyTorch's, where it is not torchvision's of that name.
     """
-    make = make or getattr(import_torchvision().models, name)
-    network = randomise(make(num_classes=20, **theirs))
+    network = randomise((make or getattr(import_torchvision().models, name))(num_classes=20, **theirs))
     torch.save(network.state_dict(), folder / "weights.pth")
     variables = models.load_pretrained(name, folder / "weights.pth")
     model = models.create(name, num_classes=20, **ours)
+    if not make:
+        path = models.save_pretrained(model, variables, folder / "weights.safetensors")
+        network.load_state_dict(load_file(path), strict=True)
+        back = read_tensors(path)
+        for key, value in torch.load(folder / "weights.pth").items():
+            if not key.endswith("num_batches_tracked"):
+                np.testing.assert_array_equal(back[key], value.numpy())
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     for train in (False, True):
         with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from cnn_jax.errors import unknown
 from cnn_jax.models.platform import on_cpu
@@ -230,22 +231,22 @@ def _depthwise(places: _Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
     XLA's CPU back end has no fast kernels for it. Of 8 images of 56×56×144 and kernels of 3×3, the value takes 5 ms of
     the processor's time for 110, the gradient of the image 5 and that of the kernel 13 for 490.
     """
-    return _sum_over_places(places, x, kernel.reshape(1, -1, x.shape[-1]))
+    return _alone(partial(_sum_over_places, places), x, kernel.reshape(1, -1, x.shape[-1]))
 
 
 @partial(_depthwise.defjvp, symbolic_zeros=True)
 def _depthwise_jvp(places: _Places, primals: tuple, tangents: tuple) -> tuple:
     (x, kernel), (dx, dkernel) = primals, tangents
     y = _depthwise(places, x, kernel)
+    of_kernel = partial(_alone, partial(_of_kernel, places, len(kernel)), x)
+    of_image = partial(_alone, partial(_of_image, places, x.shape[1:3]), kernel)
     dy = jnp.zeros_like(y)
     if not isinstance(dkernel, SymbolicZero):
         # A kernel for each image: so devices that have a part of the images each need not speak to each other.
         each = jnp.broadcast_to(dkernel.reshape(1, -1, x.shape[-1]), (len(x), dkernel.size // x.shape[-1], x.shape[-1]))
-        dy = dy + _linear(partial(_sum_over_places, places, x), partial(_of_kernel, places, len(kernel), x), each)
+        dy = dy + _linear(partial(_sum_over_places, places, x), of_kernel, each)
     if not isinstance(dx, SymbolicZero):
-        dy = dy + _linear(
-            lambda dx: _depthwise(places, dx, kernel), partial(_of_image, places, x.shape[1:3], kernel), dx
-        )
+        dy = dy + _linear(lambda dx: _depthwise(places, dx, kernel), of_image, dx)
     return y, dy
 
 
@@ -310,6 +311,16 @@ def _of_image(places: _Places, size: tuple[int, int], kernel: jax.Array, dy: jax
 def _exact(x: jax.Array) -> jnp.dtype:
     """What sums are made in."""
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _alone(fun: Callable, *args: jax.Array) -> jax.Array:
+    """`fun(*args)` as a part of the program that is neither taken apart nor mixed with others.
+
+    XLA's CPU back end counts sums as cheap, and so would make a depthwise convolution anew for each part that takes its
+    result: with the batch norm behind it seven times in a training step.
+    """
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(fun)(*args)
 
 
 def _linear(fun: Callable, transpose: Callable, x: jax.Array) -> jax.Array:

@@ -49,7 +49,7 @@ def average(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: ja
 
     Otherwise as `maximum`.
     """
-    return _grids(_even(_cut(x, window), padding)).mean((2, 4))
+    return _summed(_cut(x, window), {0: 0.5, 1: 0.5}, padding, mirror=False)
 
 
 def blur(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: jax.Array | None = None) -> jax.Array:
@@ -57,10 +57,10 @@ def blur(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: jax.A
 
     Beyond the border the blur sees the image mirrored, or the opposite side. Otherwise as `maximum`.
 
-    Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again", section 3: MaxBlurPool with Tri-3.
+    Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again": MaxBlurPool, with the filter Tri-3.
     """
     x = _maxima(_cut(x, window), window, 1, padding)
-    return _product(x, *(jnp.asarray(_blurring(side, padding), x.dtype)[None] for side in x.shape[1:3]))
+    return _summed(x, {-1: 0.25, 0: 0.5, 1: 0.25}, padding, mirror=True)
 
 
 def adaptive_polyphase(
@@ -71,7 +71,7 @@ def adaptive_polyphase(
     It is chosen for each image. An image that is shifted in a circle has the same grids in another order, and keeps the
     same one. Two branches that are to be added need one `choice`. Otherwise as `maximum`.
 
-    Source: Chaman & Dokmanić 2021, "Truly Shift-Invariant Convolutional Neural Networks", section 4, with p = 2.
+    Source: Chaman & Dokmanić 2021, "Truly Shift-Invariant Convolutional Neural Networks", with the norm of p = 2.
     """
     x = _maxima(_cut(x, window), window, 1, padding)
     choice = x if choice is None else _maxima(_cut(choice, window), window, 1, padding)
@@ -172,21 +172,31 @@ def _views(x: jax.Array, axis: int, window: int, stride: int, padding: str) -> l
         after = jnp.concatenate([after, end], axis)
     if window == 2:
         return [middle, after]
-    before = part(stride - 1, size - 1, stride)
+    before = part(stride - 1, max(size, stride) - 1, stride)
     return [jnp.concatenate([start, before], axis), middle, after]
 
 
-def _blurring(side: int, padding: str) -> np.ndarray:
-    """f64[⌈side/2⌉,side]: what each pixel gives to every second one."""
-    matrix = np.zeros((-(-side // 2), side))
-    for row, middle in enumerate(range(0, side, 2)):
-        for place, weight in ((middle - 1, 0.25), (middle, 0.5), (middle + 1, 0.25)):
-            if padding == "circular":
-                place %= side
-            elif not 0 <= place < side:
-                place = min(2 * middle - place, side - 1)  # in the mirror
-            matrix[row, place] += weight
-    return matrix
+def _summed(x: jax.Array, weights: dict[int, float], padding: str, *, mirror: bool) -> jax.Array:
+    """Sums around every second pixel both ways, with weights by the offset.
+
+    Beyond the border lies the opposite side where the image is a circle; otherwise its mirror image, or its last pixel.
+    """
+
+    def inside(place, side):
+        if padding == "circular":
+            return place % side
+        if mirror:
+            place = -place if place < 0 else min(place, 2 * (side - 1) - place)
+        return min(max(place, 0), side - 1)
+
+    def matrix(side):
+        sums = np.zeros((-(-side // 2), side))
+        for row in range(len(sums)):
+            for offset, weight in weights.items():
+                sums[row, inside(2 * row + offset, side)] += weight
+        return jnp.asarray(sums, x.dtype)[None]
+
+    return _product(x, *(matrix(side) for side in x.shape[1:3]))
 
 
 def _product(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:

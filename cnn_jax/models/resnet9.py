@@ -1,7 +1,7 @@
 """ResNet-9, for small images and little time.
 
-The network of Page 2018, "How to Train Your ResNet" (myrtle.ai), that trained to 94 % on CIFAR-10 the fastest: wide and
-shallow, with blocks in two stages only, a maximum over the image, and logits made small.
+The network of Page 2018, "How to Train Your ResNet" (myrtle.ai), made to reach 94 % on CIFAR-10 in little time: wide
+and shallow, with blocks in two stages only, a maximum over the image, and logits made small.
 """
 
 import flax.linen as nn
@@ -20,7 +20,7 @@ class ResNet9(nn.Module):
 
     Attributes:
         num_classes: length of the logits.
-        width: channels of the stem; each stage doubles them. On a CPU 16 or 32 learn sooner.
+        width: channels of the stem; each stage doubles them. The work grows with its square: on a CPU take 16 or 32.
         activation: a key of `layers.ACTIVATIONS`.
         pooling: a key of `pooling.POOLINGS`.
         padding: "torch", zeros, or "circular".

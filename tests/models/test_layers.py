@@ -1,5 +1,6 @@
 """On a CPU convolutions and batch norm are arranged in ways of their own: the values are those of XLA and Linen."""
 
+from functools import partial
 from itertools import product
 
 import flax.linen as nn
@@ -76,12 +77,14 @@ def test_conv_is_linens(key, dtype):
     )
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_batch_norm_is_linens(key, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "epsilon", "momentum"), [(jnp.float32, 1e-5, 0.1), (jnp.float32, 1e-3, 0.01), (jnp.bfloat16, 1e-5, 0.1)]
+)
+def test_batch_norm_is_linens(key, dtype, epsilon, momentum):
     """Values, running statistics and gradients, in training and in evaluation."""
     x = (3 + 2 * jax.random.normal(key, (4, 5, 6, 3))).astype(dtype)
     variables = BatchNorm(train=True).init(key, x)
-    linen = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, dtype=dtype)
+    linen = nn.BatchNorm(use_running_average=False, momentum=1 - momentum, epsilon=epsilon, dtype=dtype)
     jax.tree.map(np.testing.assert_array_equal, variables, linen.init(key, x))
     scale, bias = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 0.0, -0.5])
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": variables["batch_stats"]}
@@ -94,7 +97,8 @@ def test_batch_norm_is_linens(key, dtype):
         grads, (y, changed) = jax.grad(energy, (0, 1), has_aux=True)(variables["params"], x)
         return grads, y, changed, evaluation.apply({**variables, **changed}, x)
 
-    found = by(BatchNorm(train=True, dtype=dtype), BatchNorm(train=False, dtype=dtype))
+    ours = partial(BatchNorm, dtype=dtype, epsilon=epsilon, momentum=momentum)
+    found = by(ours(train=True), ours(train=False))
     expected = by(linen, linen.clone(use_running_average=True))
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(

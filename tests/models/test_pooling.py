@@ -40,7 +40,7 @@ def looped(kind, image, window, padding):
     def mirrored(i, side):
         if padding == "circular":
             return i % side
-        return abs(i) if i < side else 2 * (side - 1) - i
+        return min(abs(i) if i < side else 2 * (side - 1) - i, side - 1) if side > 1 else 0
 
     corners = [(i, j) for i in range(0, height, 2) for j in range(0, width, 2)]
     if kind == "max":
@@ -67,6 +67,7 @@ def looped(kind, image, window, padding):
 
 
 CASES = [(w, p, s) for w in (1, 2, 3) for p in ("torch", "circular") for s in ((6, 4), (5, 7))]
+CASES += [(w, p, (5, 1)) for w in (1, 3) for p in ("torch", "circular")]
 
 
 @pytest.mark.parametrize("kind", POOLINGS)

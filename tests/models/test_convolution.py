@@ -1,0 +1,139 @@
+"""On a CPU convolutions are arranged in ways of their own: values and derivatives are those of XLA."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from networks import compiled
+
+from cnn_jax.errors import InputError
+from cnn_jax.models.convolution import convolution
+
+# (channels, features, groups): one channel, where it is a sum over the kernel's places; no groups; depthwise; groups of
+# one channel with three features each; groups that are seen together, and such that are not.
+KINDS = {
+    "one_channel": (1, 4, 1),
+    "plain": (2, 4, 1),
+    "depthwise": (3, 3, 3),
+    "multiplied": (2, 6, 2),
+    "grouped": (6, 4, 2),
+    "wide_groups": (80, 4, 2),
+}
+
+# (size, side, stride, dilation, padding). Sides that halve, and such that do not; kernels beyond the border.
+FEW = [((8, 12), 3, 2, 1, "torch"), ((8, 9), 3, 1, 2, "same"), ((9, 11), 1, 2, 1, "torch")]
+GEOMETRIES = dict.fromkeys(KINDS, FEW) | {
+    "plain": [*FEW, ((9, 9), 4, 4, 1, "valid"), ((7, 9), 4, 1, 1, "circular")],
+    "depthwise": [
+        ((8, 12), 3, 1, 1, "torch"), ((9, 11), 3, 2, 1, "torch"), ((8, 9), 3, 2, 2, "torch"),
+        ((8, 11), 3, 2, 1, "same"),
+        ((9, 8), 5, 1, 2, "same"), ((5, 6), 5, 3, 1, "torch"), ((2, 3), 5, 2, 1, "same"), ((8, 9), 2, 2, 1, "valid"),
+    ],
+}  # fmt: skip
+
+
+def xlas(x, kernel, bias, *, stride=1, dilation=1, groups=1, padding="torch"):
+    around = dilation * (kernel.shape[0] - 1)
+    if padding == "circular":
+        x = jnp.concatenate([x, x, x], 1)[:, x.shape[1] - around // 2 : 2 * x.shape[1] + around - around // 2]
+        x = jnp.concatenate([x, x, x], 2)[:, :, x.shape[2] - around // 2 : 2 * x.shape[2] + around - around // 2]
+    pads = {"torch": [(dilation * (kernel.shape[0] // 2),) * 2] * 2, "same": "SAME"}.get(padding, "VALID")
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+    )  # fmt: skip
+    return y + bias.reshape(1, 1, 1, -1)
+
+
+def arrays(key, size, side, kind, dtype=jnp.float32):
+    channels, features, groups = KINDS[kind]
+    keys = jax.random.split(key, 3)
+    shapes = ((2, *size, channels), (side, side, channels // groups, features), (features,))
+    return [jax.random.normal(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_convolution_is_xlas(key, kind):
+    def by(conv, primals):
+        every = []
+        for (_, _, stride, dilation, padding), three in zip(GEOMETRIES[kind], primals, strict=True):
+            options = {"stride": stride, "dilation": dilation, "groups": KINDS[kind][2], "padding": padding}
+            y, back = jax.vjp(partial(conv, **options), *three)
+            every.append((y, back(jnp.cos(y))))
+        return every
+
+    primals = [arrays(key, size, side, kind) for size, side, *_ in GEOMETRIES[kind]]
+    found, expected = (compiled(partial(by, conv), primals) for conv in (convolution, xlas))
+    for geometry, ours, xla in zip(GEOMETRIES[kind], found, expected, strict=True):
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4, err_msg=str(geometry)), ours, xla)
+
+
+@pytest.mark.parametrize(("kind", "stride"), [("one_channel", 1), ("plain", 1), ("depthwise", 1), ("depthwise", 2)])
+def test_derivatives_of_every_kind(key, kind, stride):
+    """Forward over reverse, reverse twice, by one argument alone; in `scan`, `checkpoint`, and `vmap` of both kinds."""
+    groups = KINDS[kind][2]
+
+    def by(conv, x, kernel, bias):
+        def energy(x, kernel, bias):
+            return jnp.sin(conv(x, kernel, bias, stride=stride, groups=groups)).sum()
+
+        every = jax.grad(energy, (0, 1, 2))
+        _, hvp = jax.jvp(every, (x, kernel, bias), (jnp.cos(x), jnp.cos(kernel), jnp.cos(bias)))
+        twice = jax.grad(lambda *three: sum(jnp.sin(g).sum() for g in every(*three)), (0, 1, 2))(x, kernel, bias)
+        alone = [jax.grad(energy, i)(x, kernel, bias) for i in range(3)]
+        _, forward = jax.jvp(lambda x: energy(x, kernel, bias), (x,), (jnp.ones_like(x),))
+        _, scanned = jax.lax.scan(lambda k, _: (k - 0.1 * jax.grad(energy, 1)(x, k, bias), k), kernel, length=3)
+        again = jax.grad(jax.checkpoint(energy), 1)(x, kernel, bias)
+        each = jax.vmap(jax.grad(energy, 1), (0, None, None))(x[:, None], kernel, bias)
+        many = jax.vmap(every, (0, 0, None))(x[:, None], jnp.stack([kernel, 2 * kernel]), bias)
+        return hvp, twice, alone, forward, scanned, again, each, many
+
+    three = arrays(key, (6, 6), 3, kind)
+    found, expected = (compiled(partial(by, conv), *three) for conv in (convolution, xlas))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=3e-4), found, expected)
+
+
+@pytest.mark.parametrize("kind", ["plain", "depthwise", "grouped"])
+def test_bfloat16(key, kind):
+    def by(conv, *three):
+        y, back = jax.vjp(partial(conv, groups=KINDS[kind][2]), *three)
+        return y, back(jnp.ones_like(y))
+
+    three = arrays(key, (8, 9), 3, kind)
+    exact = compiled(partial(by, xlas), *three)
+    found = compiled(partial(by, convolution), *(a.astype(jnp.bfloat16) for a in three))
+
+    def assert_close(found, exact):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(np.float32), exact, atol=0.03 * np.abs(exact).max())
+
+    jax.tree.map(assert_close, found, exact)
+
+
+def test_depthwise_gradients_on_many_devices(key):
+    """Each has a part of the images; all that they say to each other is the sum of the kernel's gradients."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    keys = jax.random.split(key, 2)
+    x, kernel = jax.random.normal(keys[0], (8, 6, 6, 3)), jax.random.normal(keys[1], (3, 3, 1, 3))
+
+    def grads(kernel, x, conv=convolution):
+        conv = partial(conv, groups=3, bias=jnp.zeros(3))
+        return jax.grad(lambda kernel, x: jnp.sin(conv(x, kernel)).sum(), (0, 1))(kernel, x)
+
+    expected = compiled(partial(grads, conv=xlas), kernel, x)
+    whole, parts = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    program = jax.jit(grads, in_shardings=(whole, parts), out_shardings=(whole, parts)).lower(kernel, x).compile()
+    text = program.as_text()
+    assert "all-reduce" in text
+    assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
+    found = program(jax.device_put(kernel, whole), jax.device_put(x, parts))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=5e-5), found, expected)
+
+
+def test_an_unknown_padding():
+    with pytest.raises(InputError, match="unknown padding 'sme': did you mean 'same'"):
+        convolution(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2)), None, padding="sme")
