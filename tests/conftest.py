@@ -23,6 +23,16 @@ if find_spec("torch") is None:
     collect_ignore_glob = ["*/*_peers.py"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _optimised(request):
+    """Only programs that run for a while, or that are compared with other libraries', are optimised by LLVM.
+
+    In the other files compiling is most of the time. XLA's own passes, which decide what is computed, always run.
+    """
+    long = {"experiments", "training"} & set(request.path.parts) or request.path.stem.endswith("_peers")
+    jax.config.update("jax_disable_most_optimizations", not long)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)
