@@ -27,7 +27,7 @@ import optax
 from cnn_jax import analysis, cli, models, runtime, training
 from cnn_jax.errors import InputError
 from cnn_jax.reporting import cost as report
-from cnn_jax.reporting import write_json
+from cnn_jax.reporting import page, write_json
 from cnn_jax.run import Run, default_path, environment
 from experiments.zoo import Member, counted, member
 
@@ -78,7 +78,6 @@ def main(config: Config) -> None:
         networks.append(row)
     if len(names) == 1:
         report.print_layers(names[0], layers[names[0]])
-    here = environment()
     path = report.write(
         run.path,
         command=shlex.join(["python", "-m", "experiments.cost", *sys.argv[1:]]),
@@ -86,7 +85,7 @@ def main(config: Config) -> None:
         layers=layers,
         notes=NOTES,
         peak=max((row["peak_flops_per_second"] for row in networks if config.time), default=None),
-        footer=f"jax {here['versions']['jax']}; {here['devices']}, {here['cores']} cores; {here['started']}",
+        footer=page.footer(environment()),
     )
     summary = {f"{row['name']}_{key}": x for row in networks for key, x in row.items() if not isinstance(x, str)}
     write_json(run.path / "summary.json", summary)

@@ -18,14 +18,19 @@ def capture(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, ja
     """
     names = []
 
-    def stages(variables, images):
-        _, changed = model.apply(variables, images, train=False, mutable=["intermediates"])
-        found = _named(changed["intermediates"])
+    def compute(variables, images):
+        found = stages(model, variables, images)
         names[:] = found  # jit would return a dict sorted by name
         return list(found.values())
 
-    values = jax.jit(stages)(variables, images)
+    values = jax.jit(compute)(variables, images)
     return dict(zip(names, values, strict=True))
+
+
+def stages(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+    """The same as `capture`, to be traced as a part of a larger program."""
+    _, changed = model.apply(variables, images, train=False, mutable=["intermediates"])
+    return _named(changed["intermediates"])
 
 
 def _named(tree: dict, prefix: str = "") -> dict[str, jax.Array]:

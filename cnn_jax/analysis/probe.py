@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnn_jax.analysis.activations import stages
 from cnn_jax.errors import InputError, unknown
 
 # Strengths of the regularisation that are tried, in units of the features' mean variance in all directions.
@@ -33,7 +34,7 @@ def embed(
 
     Args:
         images: [N,H,W,C], as `preprocess` takes them, on the host.
-        stage: one that the model names with `tap`. Maps [h,w,D] are averaged over their places.
+        stage: one that the model names with `tap`, as `capture` has them. Maps [h,w,D] are averaged over their places.
         preprocess: images of a batch to what the model takes; traceable.
 
     Raises:
@@ -42,11 +43,10 @@ def embed(
 
     @jax.jit
     def features(variables, images):
-        _, changed = model.apply(variables, preprocess(images), train=False, mutable=["intermediates"])
-        stages = changed["intermediates"]
-        if not isinstance(stages.get(stage), tuple):
-            raise unknown("stage", stage, [name for name in stages if isinstance(stages[name], tuple)])
-        (values,) = stages[stage]
+        found = stages(model, variables, preprocess(images))
+        if stage not in found:
+            raise unknown("stage", stage, found)
+        values = found[stage]
         return values.astype(jnp.float32).reshape(len(images), -1, values.shape[-1]).mean(1)
 
     found = []

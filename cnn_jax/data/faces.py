@@ -5,13 +5,11 @@ They are a part of Labeled Faces in the Wild (Huang et al. 2007), which the pack
 requirements.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
 
 from cnn_jax.data import dataset
 from cnn_jax.data.dataset import Dataset
+from cnn_jax.data.images import in_package
 from cnn_jax.errors import InputError
 
 _INSTALL = "pip install --no-deps scikit-image"
@@ -23,10 +21,8 @@ def load() -> Dataset:
     Raises:
         InputError: the package or its file is not there, or damaged.
     """
-    spec = find_spec("skimage")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"faces come with the package scikit-image: {_INSTALL}")
-    path = Path(spec.submodule_search_locations[0]) / "data" / "lfw_subset.npy"
+    folder = in_package("skimage", missing=f"faces come with the package scikit-image: {_INSTALL}")
+    path = folder / "data" / "lfw_subset.npy"
     try:
         patches = np.load(path, allow_pickle=False)
     except FileNotFoundError:

@@ -7,6 +7,7 @@ would give other pixels. The EXIF orientation is not applied, as in TFDS and tor
 
 import io
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,18 @@ from cnn_jax.errors import InputError
 EXTENSIONS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
 _GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
+
+
+def in_package(name: str, *, missing: str) -> Path:
+    """The folder of an installed package, of which files are to be read; nothing of it is imported or run.
+
+    Raises:
+        InputError: there is no such package; its sentence is `missing`.
+    """
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(missing)
+    return Path(spec.submodule_search_locations[0])
 
 
 def probe(path: Path) -> tuple[int, int, bool]:

@@ -4,14 +4,11 @@ Its package carries image and mask (BSD-3): `pip install --no-deps stardist==0.9
 the same two files). Only they are read; nothing of the package is run, so it needs none of its requirements.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
 
 from cnn_jax.data import dataset
 from cnn_jax.data.dataset import Dataset
-from cnn_jax.data.images import corrupt
+from cnn_jax.data.images import corrupt, in_package
 from cnn_jax.errors import InputError
 
 SIDE = 512
@@ -31,12 +28,9 @@ def load(*, image_size: int | None = None) -> Dataset:
     half = SIDE // 2
     if size < 4 or half % size:
         raise InputError(f"nuclei: image_size is {size}: it must be 4 or more and divide {half}")
-    spec = find_spec("stardist")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"nuclei come with the package stardist: {_INSTALL}")
+    folder = in_package("stardist", missing=f"nuclei come with the package stardist: {_INSTALL}") / "data" / "images"
     from PIL import Image
 
-    folder = Path(spec.submodule_search_locations[0]) / "data" / "images"
     arrays = []
     for path in (folder / "img2d.tif", folder / "mask2d.tif"):
         try:

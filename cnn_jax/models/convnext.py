@@ -6,9 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.errors import unknown
-from cnn_jax.models.layers import ACTIVATIONS, Conv, check_images, tap
-from cnn_jax.models.pooling import POOLINGS, check_options
+from cnn_jax.models.layers import ACTIVATIONS, Conv, check_choices, check_images, tap
+from cnn_jax.models.pooling import PADDINGS, POOLINGS
 
 # What differs between the members: the blocks in each stage, and the channels of the first, which each stage doubles.
 CONVNEXTS = {
@@ -48,9 +47,7 @@ class ConvNeXt(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        if self.activation not in ACTIVATIONS:
-            raise unknown("activation", self.activation, ACTIVATIONS)
-        check_options(self.pooling, self.padding)
+        check_choices(self, activation=ACTIVATIONS, pooling=POOLINGS, padding=PADDINGS)
         super().__post_init__()
 
     @nn.compact

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.models.layers import BatchNorm, Conv, tap
+from cnn_jax.models.layers import Conv, normed, tap
 from cnn_jax.models.resnet import FAMILY, ResNet
 
 DEEPLABS = {f"deeplabv3_{name}": member for name, member in FAMILY.items() if member["block"] == "bottleneck"}
@@ -44,9 +44,8 @@ class DeepLabV3(nn.Module):
 
         def block(x, features, name, *, side=1, dilation=1):
             x = Conv(features, side, dilation=dilation, use_bias=False, dtype=self.dtype, name=f"{name}_conv")(x)
-            if self.norm == "group":
-                return nn.relu(nn.GroupNorm(32, epsilon=1e-5, dtype=self.dtype, name=f"{name}_norm")(x))
-            return nn.relu(BatchNorm(train, self.axis_name, self.dtype, name=f"{name}_norm")(x))
+            norm = {"train": train, "axis_name": self.axis_name, "dtype": self.dtype}
+            return nn.relu(normed(x, self.norm, f"{name}_norm", **norm))
 
         def to_pixels(x, name):
             x = Conv(self.num_classes, 1, dtype=self.dtype, name=name)(x).astype(jnp.float32)

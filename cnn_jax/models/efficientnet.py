@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.models.layers import check_images, tap
-from cnn_jax.models.mobilenet import InvertedResidual, check_options, classify, rounded, units
+from cnn_jax.models.layers import ACTIVATIONS, NORMS, check_choices, check_images, tap
+from cnn_jax.models.mobilenet import InvertedResidual, classify, rounded, units
 
 # For each stage of B0 how much wider a block is inside, the side of its kernels, the stride of the first block, the
 # channels and the blocks.
@@ -83,7 +83,9 @@ class EfficientNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        check_options(self.norm, self.activation or "silu")
+        check_choices(self, norm=NORMS)
+        if self.activation is not None:
+            check_choices(self, activation=ACTIVATIONS)
         super().__post_init__()
 
     @nn.compact

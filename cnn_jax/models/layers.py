@@ -1,13 +1,14 @@
 """The pieces that the networks share."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.errors import InputError
+from cnn_jax.errors import InputError, unknown
 from cnn_jax.models.convolution import convolution, lines
 
 # What networks take as the option `activation`.
@@ -21,6 +22,16 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sigmoid": nn.sigmoid,
     "tanh": nn.tanh,
 }
+
+# What networks take as the option `norm`.
+NORMS = ("batch", "group")
+
+
+def check_choices(network: nn.Module, **choices: Collection[str]) -> None:
+    """Raises InputError where an attribute of a network, such as `norm=NORMS`, is none of its choices."""
+    for attribute, known in choices.items():
+        if getattr(network, attribute) not in known:
+            raise unknown(attribute, getattr(network, attribute), known)
 
 
 def check_images(network: str, images: jax.Array, *, stride: int) -> None:
@@ -130,6 +141,34 @@ class BatchNorm(nn.Module):
         mean, factor, bias = (jnp.tile(values, (1, beside)) for values in (mean, factor, bias))
         rows = (rows - mean) * factor + bias
         return rows.reshape(x.shape).astype(self.dtype)
+
+
+def normed(
+    x: jax.Array,
+    kind: str,
+    name: str,
+    *,
+    train: bool,
+    axis_name: str | None,
+    dtype: jnp.dtype,
+    groups: int = 32,
+    epsilon: float = 1e-5,
+    momentum: float = 0.1,
+    scale_init: nn.initializers.Initializer = nn.initializers.ones,
+) -> jax.Array:
+    """What a network's option `norm` says: `BatchNorm`, or group norm (Wu & He 2018).
+
+    Args:
+        x: [N,H,W,C].
+        kind: of `NORMS`.
+        name: of the module.
+        groups: of group norm, or as many as divide both them and the channels.
+        train, axis_name, dtype, epsilon, momentum, scale_init: of `BatchNorm`.
+    """
+    if kind == "group":
+        groups = math.gcd(groups, x.shape[-1])
+        return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, scale_init=scale_init, name=name)(x)
+    return BatchNorm(train, axis_name, dtype, scale_init, epsilon, momentum, name=name)(x)
 
 
 def max_pool(x: jax.Array, *, window: int = 2) -> jax.Array:

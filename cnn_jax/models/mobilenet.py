@@ -1,18 +1,16 @@
 """MobileNetV2 (Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks"), as in torchvision."""
 
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.errors import InputError, unknown
-from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, check_images, tap
+from cnn_jax.errors import InputError
+from cnn_jax.models.layers import ACTIVATIONS, NORMS, Conv, check_choices, check_images, normed, tap
 
 # For each stage how much wider a block is inside, its channels, the blocks, and the stride of the first.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-NORMS = ("batch", "group")
 
 
 class MobileNetV2(nn.Module):
@@ -40,7 +38,7 @@ class MobileNetV2(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        check_options(self.norm, self.activation)
+        check_choices(self, norm=NORMS, activation=ACTIVATIONS)
         if self.width <= 0:
             raise InputError(f"mobilenet: a width of {self.width}, expected one above 0")
         super().__post_init__()
@@ -135,10 +133,10 @@ def units(
             features, side, stride, use_bias=False, dtype=dtype, kernel_init=_init(groups), groups=groups,
             padding=padding, name=f"{name}_conv",
         )(x)  # fmt: skip
-        if norm == "group":
-            x = nn.GroupNorm(math.gcd(8, features), epsilon=epsilon, dtype=dtype, name=f"{name}_norm")(x)
-        else:
-            x = BatchNorm(train, axis_name, dtype, epsilon=epsilon, momentum=momentum, name=f"{name}_norm")(x)
+        x = normed(
+            x, norm, f"{name}_norm", train=train, axis_name=axis_name, dtype=dtype, groups=8, epsilon=epsilon,
+            momentum=momentum,
+        )  # fmt: skip
         return ACTIVATIONS[activation](x) if activate else x
 
     return unit
@@ -157,13 +155,6 @@ def rounded(channels: float) -> int:
     """To the nearest multiple of 8, or the next where that would take away more than a tenth."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels else nearest
-
-
-def check_options(norm: str, activation: str) -> None:
-    """Raises InputError where there is no such norm or activation."""
-    for kind, value, choices in (("norm", norm, NORMS), ("activation", activation, ACTIVATIONS)):
-        if value not in choices:
-            raise unknown(kind, value, choices)
 
 
 def _init(groups: int) -> nn.initializers.Initializer:

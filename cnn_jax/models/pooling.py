@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn_jax.errors import InputError, unknown
+from cnn_jax.errors import InputError
 from cnn_jax.models.layers import max_pool
 
 PADDINGS = ("torch", "circular")
@@ -107,13 +107,6 @@ def adaptive_average(x: jax.Array, *, size: tuple[int, int]) -> jax.Array:
     if x.shape[1:3] == size:
         return x
     return _product(x, *(parts(side, count) for side, count in zip(x.shape[1:3], size, strict=True)))
-
-
-def check_options(pooling: str, padding: str) -> None:
-    """Raises InputError where networks know no such pooling or padding."""
-    for kind, value, choices in (("pooling", pooling, POOLINGS), ("padding", padding, PADDINGS)):
-        if value not in choices:
-            raise unknown(kind, value, choices)
 
 
 def _cut(x: jax.Array, window: int) -> jax.Array:

@@ -5,7 +5,6 @@ bottleneck sits on its 3×3 convolution, not on the first 1×1. Padding is symme
 weights give PyTorch's results; Linen's "SAME" pads strided layers otherwise.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,9 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.errors import unknown
-from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, check_images, tap
-from cnn_jax.models.pooling import POOLINGS, check_options
+from cnn_jax.models.layers import ACTIVATIONS, NORMS, Conv, check_choices, check_images, normed, tap
+from cnn_jax.models.pooling import PADDINGS, POOLINGS
 
 # What differs between the members: the number of blocks in each stage, and their kind.
 FAMILY = {
@@ -66,7 +64,6 @@ BLOCKS = {
 }
 
 STEMS = {"small": (3, 1), "medium": (3, 2), "large": (7, 2)}  # side and stride of the convolution
-NORMS = ("batch", "group")
 
 
 class ResNet(nn.Module):
@@ -112,11 +109,9 @@ class ResNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        choices = {"block": BLOCKS, "stem": STEMS, "norm": NORMS, "activation": ACTIVATIONS}
-        for kind in choices:
-            if getattr(self, kind) not in choices[kind]:
-                raise unknown(kind, getattr(self, kind), choices[kind])
-        check_options(self.pooling, self.padding)
+        check_choices(
+            self, block=BLOCKS, stem=STEMS, norm=NORMS, activation=ACTIVATIONS, pooling=POOLINGS, padding=PADDINGS
+        )
         super().__post_init__()
 
     @nn.compact
@@ -130,11 +125,8 @@ class ResNet(nn.Module):
         check_images("resnet", images, stride={"small": 1, "medium": 2, "large": 4}[self.stem] * 2 ** len(strided))
         kind, activation = BLOCKS[self.block], ACTIVATIONS[self.activation]
 
-        def norm(x, *, name, scale_init=nn.initializers.ones):
-            if self.norm == "group":
-                groups = math.gcd(32, x.shape[-1])
-                return nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, scale_init=scale_init, name=name)(x)
-            return BatchNorm(train, self.axis_name, self.dtype, scale_init, name=name)(x)
+        def norm(x, **options):
+            return normed(x, self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, **options)
 
         def conv(x, features, side, stride, *, name, dilation=1, groups=1):
             he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, for the gradients

@@ -8,9 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.errors import unknown
-from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, check_images, tap
-from cnn_jax.models.pooling import POOLINGS, check_options
+from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, check_choices, check_images, tap
+from cnn_jax.models.pooling import PADDINGS, POOLINGS
 
 
 class ResNet9(nn.Module):
@@ -39,9 +38,7 @@ class ResNet9(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        if self.activation not in ACTIVATIONS:
-            raise unknown("activation", self.activation, ACTIVATIONS)
-        check_options(self.pooling, self.padding)
+        check_choices(self, activation=ACTIVATIONS, pooling=POOLINGS, padding=PADDINGS)
         super().__post_init__()
 
     @nn.compact

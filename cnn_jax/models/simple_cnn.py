@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.errors import InputError, unknown
-from cnn_jax.models.layers import Conv, tap
-from cnn_jax.models.pooling import POOLINGS, check_options
+from cnn_jax.errors import InputError
+from cnn_jax.models.layers import Conv, check_choices, tap
+from cnn_jax.models.pooling import PADDINGS, POOLINGS
 
 HEADS = ("flatten", "average")
 
@@ -33,9 +33,7 @@ class SimpleCNN(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        if self.head not in HEADS:
-            raise unknown("head", self.head, HEADS)
-        check_options(self.pooling, self.padding)
+        check_choices(self, head=HEADS, pooling=POOLINGS, padding=PADDINGS)
         super().__post_init__()
 
     @nn.compact

@@ -100,13 +100,15 @@ def _infer_resnet(tensors):
     }, (64, 64, channels)
 
 
-def _infer_vgg(tensors):
-    return {"num_classes": len(tensors["classifier.6.weight"])}, (32, 32, tensors["features.0.weight"].shape[1])
+def _infer_classifier(first: str, head: str, last: str | None = None):
+    """`infer` of a family whose classes and channels are told by its head and its first convolution.
 
+    `last` is MobileNetV2's last convolution that the width multiplies, of 320 channels.
+    """
 
-def _infer_convnext(stem, head):
     def infer(tensors):
-        return {"num_classes": len(tensors[head])}, (32, 32, tensors[stem].shape[1])
+        width = {"width": len(tensors[last]) / 320} if last else {}
+        return {"num_classes": len(tensors[head]), **width}, (64, 64, tensors[first].shape[1])
 
     return infer
 
@@ -125,6 +127,11 @@ def _infer_deeplab(tensors):
     body = {key.removeprefix("backbone."): value for key, value in tensors.items()}
     options, shape = _infer_resnet(body | {"fc.weight": tensors["classifier.4.weight"]})
     return options | {"auxiliary": "aux_classifier.0.weight" in tensors}, shape
+
+
+def _pair(name: str) -> Callable[[re.Match], str]:
+    """A convolution and its norm are modules 0 and 1 of one of PyTorch's; the first group is which of both."""
+    return lambda match: f"{name}.{int(match[1] == 'norm')}/"
 
 
 def _tower(match: re.Match) -> str:
@@ -179,19 +186,9 @@ _TIMM_MOBILE = (
     (r"^logits/", "classifier/"),
 )
 _ENDS_IN_FEATURES = (
-    (r"^stem_(conv|norm)/", lambda m: f"features.0.{int(m[1] == 'norm')}/"),
+    (r"^stem_(conv|norm)/", _pair("features.0")),
     (r"^logits/", "classifier.1/"),
 )
-
-
-def _infer_mobile(stem: str, head: str, last: str | None = None):
-    """`last` is the last convolution that the width multiplies, of 320 channels."""
-
-    def infer(tensors):
-        width = {"width": len(tensors[last]) / 320} if last else {}
-        return {"num_classes": len(tensors[head]), **width}, (64, 64, tensors[stem].shape[1])
-
-    return infer
 
 
 def _efficientnet_pytorch(depths: tuple[int, ...]) -> Source:
@@ -203,7 +200,7 @@ def _efficientnet_pytorch(depths: tuple[int, ...]) -> Source:
     def infer(tensors):
         if f"_blocks.{sum(depths) - 1}._bn2.weight" not in tensors or f"_blocks.{sum(depths)}._bn2.weight" in tensors:
             raise LookupError
-        return _infer_mobile("_conv_stem.weight", "_fc.weight")(tensors)
+        return _infer_classifier("_conv_stem.weight", "_fc.weight")(tensors)
 
     return Source(
         names=(
@@ -234,14 +231,14 @@ SOURCES: dict[type, dict[str, Source]] = {
                 (r"^fc2/", "classifier.3/"),
                 (r"^logits/", "classifier.6/"),
             ),
-            infer=_infer_vgg,
+            infer=_infer_classifier("features.0.weight", "classifier.6.weight"),
             after_flatten={"fc1": (7, 7)},
         ),
     },
     ConvNeXt: {
         "torchvision": Source(
             names=(
-                (r"^stem_(conv|norm)/", lambda m: f"features.0.{int(m[1] == 'norm')}/"),
+                (r"^stem_(conv|norm)/", _pair("features.0")),
                 (r"^down(\d)_(conv|norm)/", lambda m: f"features.{2 * int(m[1]) - 2}.{int(m[2] == 'conv')}/"),
                 (r"^stage(\d)_block(\d+)/", lambda m: f"features.{2 * int(m[1]) - 1}.{int(m[2]) - 1}/"),
                 (r"/conv/", ".block.0/"),
@@ -251,12 +248,12 @@ SOURCES: dict[type, dict[str, Source]] = {
                 (r"^norm/", "classifier.0/"),
                 (r"^logits/", "classifier.2/"),
             ),
-            infer=_infer_convnext("features.0.0.weight", "classifier.2.weight"),
+            infer=_infer_classifier("features.0.0.weight", "classifier.2.weight"),
             ones=((r"\.layer_scale$", 2),),
         ),
         "timm": Source(
             names=(
-                (r"^stem_(conv|norm)/", lambda m: f"stem.{int(m[1] == 'norm')}/"),
+                (r"^stem_(conv|norm)/", _pair("stem")),
                 (r"^down(\d)_(conv|norm)/", lambda m: f"stages.{int(m[1]) - 1}.downsample.{int(m[2] == 'conv')}/"),
                 (r"^stage(\d)_block(\d+)/", lambda m: f"stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}/"),
                 (r"/conv/", ".conv_dw/"),
@@ -266,21 +263,21 @@ SOURCES: dict[type, dict[str, Source]] = {
                 (r"^norm/", "head.norm/"),
                 (r"^logits/", "head.fc/"),
             ),
-            infer=_infer_convnext("stem.0.weight", "head.fc.weight"),
+            infer=_infer_classifier("stem.0.weight", "head.fc.weight"),
         ),
     },
     MobileNetV2: {
         "torchvision": Source(
             names=(
                 (_UNIT, _in_features),
-                (r"^head_(conv|norm)/", lambda m: f"features.18.{int(m[1] == 'norm')}/"),
+                (r"^head_(conv|norm)/", _pair("features.18")),
                 *_ENDS_IN_FEATURES,
             ),
-            infer=_infer_mobile("features.0.0.weight", "classifier.1.weight", "features.17.conv.2.weight"),
+            infer=_infer_classifier("features.0.0.weight", "classifier.1.weight", "features.17.conv.2.weight"),
         ),
         "timm": Source(
             names=_TIMM_MOBILE,
-            infer=_infer_mobile("conv_stem.weight", "classifier.weight", "blocks.6.0.conv_pwl.weight"),
+            infer=_infer_classifier("conv_stem.weight", "classifier.weight", "blocks.6.0.conv_pwl.weight"),
         ),
     },
     EfficientNet: {
@@ -288,12 +285,12 @@ SOURCES: dict[type, dict[str, Source]] = {
             names=(
                 (_UNIT, _in_block),
                 (_SQUEEZE, _in_block),
-                (r"^head_(conv|norm)/", lambda m: f"features.8.{int(m[1] == 'norm')}/"),
+                (r"^head_(conv|norm)/", _pair("features.8")),
                 *_ENDS_IN_FEATURES,
             ),
-            infer=_infer_mobile("features.0.0.weight", "classifier.1.weight"),
+            infer=_infer_classifier("features.0.0.weight", "classifier.1.weight"),
         ),
-        "timm": Source(names=_TIMM_MOBILE, infer=_infer_mobile("conv_stem.weight", "classifier.weight")),
+        "timm": Source(names=_TIMM_MOBILE, infer=_infer_classifier("conv_stem.weight", "classifier.weight")),
         **{
             f"efficientnet_pytorch, {sum(each)} blocks": _efficientnet_pytorch(each)
             for each in sorted({depths(m["depth"], lite=m.get("lite", False)) for m in EFFICIENTNETS.values()})
@@ -319,10 +316,10 @@ SOURCES: dict[type, dict[str, Source]] = {
             names=(
                 (r"^aspp(\d)_(conv|norm)/", lambda m: f"classifier.0.convs.{int(m[1]) - 1}.{int(m[2] == 'norm')}/"),
                 (r"^aspp_pool_(conv|norm)/", lambda m: f"classifier.0.convs.4.{1 + int(m[1] == 'norm')}/"),
-                (r"^aspp_project_(conv|norm)/", lambda m: f"classifier.0.project.{int(m[1] == 'norm')}/"),
+                (r"^aspp_project_(conv|norm)/", _pair("classifier.0.project")),
                 (r"^head_(conv|norm)/", lambda m: f"classifier.{1 + int(m[1] == 'norm')}/"),
                 (r"^logits/", "classifier.4/"),
-                (r"^aux_(conv|norm)/", lambda m: f"aux_classifier.{int(m[1] == 'norm')}/"),
+                (r"^aux_(conv|norm)/", _pair("aux_classifier")),
                 (r"^aux_logits/", "aux_classifier.4/"),
                 *_RESNET,
             ),

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import InputError
-from cnn_jax.models.layers import BatchNorm, Conv, max_pool, tap
+from cnn_jax.models.layers import Conv, max_pool, normed, tap
 from cnn_jax.models.resnet import FAMILY, ResNet
 
 # What differs between the members: the way down.
@@ -60,11 +60,8 @@ class UNet(nn.Module):
             for i in range(1, self.convs + 1):
                 he = nn.initializers.he_normal()
                 x = Conv(features, use_bias=False, dtype=self.dtype, kernel_init=he, name=f"{name}_conv{i}")(x)
-                if self.norm == "group":
-                    x = nn.GroupNorm(8, epsilon=1e-5, dtype=self.dtype, name=f"{name}_norm{i}")(x)
-                else:
-                    x = BatchNorm(train, self.axis_name, self.dtype, name=f"{name}_norm{i}")(x)
-                x = nn.relu(x)
+                norm = {"train": train, "axis_name": self.axis_name, "dtype": self.dtype, "groups": 8}
+                x = nn.relu(normed(x, self.norm, f"{name}_norm{i}", **norm))
             return tap(self, name, x)
 
         x = images.astype(self.dtype)

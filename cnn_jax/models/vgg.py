@@ -1,14 +1,11 @@
 """VGG (Simonyan & Zisserman 2015, "Very Deep Convolutional Networks"), plain or with norms, as in torchvision."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.errors import unknown
-from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, check_images, tap
-from cnn_jax.models.pooling import POOLINGS, adaptive_average, check_options
+from cnn_jax.models.layers import ACTIVATIONS, NORMS, Conv, check_choices, check_images, normed, tap
+from cnn_jax.models.pooling import PADDINGS, POOLINGS, adaptive_average
 
 # What differs between the members: the convolutions in each stage.
 DEPTHS = {
@@ -21,7 +18,6 @@ VGGS = {name: {"depths": depths} for name, depths in DEPTHS.items()}
 VGGS |= {f"{name}_bn": {"depths": depths, "norm": "batch"} for name, depths in DEPTHS.items()}
 
 WIDTHS = (64, 128, 256, 512, 512)
-NORMS = ("none", "batch", "group")
 HEADS = ("flatten", "average")
 
 
@@ -56,11 +52,9 @@ class VGG(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        choices = {"norm": NORMS, "activation": ACTIVATIONS, "head": HEADS}
-        for kind in choices:
-            if getattr(self, kind) not in choices[kind]:
-                raise unknown(kind, getattr(self, kind), choices[kind])
-        check_options(self.pooling, self.padding)
+        check_choices(
+            self, norm=("none", *NORMS), activation=ACTIVATIONS, head=HEADS, pooling=POOLINGS, padding=PADDINGS
+        )
         super().__post_init__()
 
     @nn.compact
@@ -81,11 +75,10 @@ class VGG(nn.Module):
                 x = Conv(
                     features, dtype=self.dtype, kernel_init=he, padding=self.padding, name=f"conv{place}"
                 )(x)  # fmt: skip
-                if self.norm == "batch":
-                    x = BatchNorm(train, self.axis_name, self.dtype, name=f"norm{place + 1}")(x)
-                elif self.norm == "group":
-                    groups = math.gcd(32, features)
-                    x = nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=f"norm{place + 1}")(x)
+                if self.norm != "none":
+                    x = normed(
+                        x, self.norm, f"norm{place + 1}", train=train, axis_name=self.axis_name, dtype=self.dtype
+                    )
                 x = activation(x)
                 place += 2 if self.norm == "none" else 3
             x = POOLINGS[self.pooling](tap(self, f"stage{stage}", x), padding=self.padding)

@@ -107,8 +107,6 @@ def write(
         ),
         ("Training", f"{summary['train_seconds']:.1f} s", f"{summary['images_per_second']:,.0f} images/s"),
     ]
-    environment = plain(config["environment"])
-    versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
     return write_report(
         folder / "report.html",
         title=title,
@@ -120,11 +118,15 @@ def write(
             Section("Results on the test set", results),
             Section("Looking inside", inside),
         ],
-        footer=(
-            f"Python {environment['python']}, {versions}; {environment['devices']}, {environment['cores']} cores; "
-            f"{environment['started']}"
-        ),
+        footer=footer(config["environment"]),
     )
+
+
+def footer(environment: Mapping) -> str:
+    """The last line of a report: with what, on what and when the run was made, from its `config.json`."""
+    told = plain(environment)
+    versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
+    return f"Python {told['python']}, {versions}; {told['devices']}, {told['cores']} cores; {told['started']}"
 
 
 def stage_blocks(draw: Callable[..., Figure], image: np.ndarray, stages: Mapping[str, np.ndarray]) -> list[Block]:

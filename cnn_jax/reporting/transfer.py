@@ -10,7 +10,7 @@ from . import page, plots
 from .progress import print_table
 from .report import Cards, Code, Details, Section, Table, write_report
 from .style import PALETTE, new_figure, short_number, styled
-from .trackers import plain, write_json
+from .trackers import write_json
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -88,7 +88,6 @@ def write(
     caption = f"Accuracy on {counts.sum():,} test images in per cent, mean and 95 % interval over {seeds} seeds."
     each = [[w, n, *(100 * np.asarray(values)).tolist()] for w, of in accuracies.items() for n, values in of.items()]
     draw = page.drawing(folder)
-    environment = plain(json.loads((folder / "config.json").read_text())["environment"])
     fewest, most = shots[0], shots[-1]
     cards = [
         (way, f"{100 * of[most][0]:.1f} %", f"{most} of each class; {100 * of[fewest][0]:.1f} % with {fewest}")
@@ -118,10 +117,7 @@ def write(
             ),
             Section("How it was done", [weights, *notes]),
         ],
-        footer=(
-            f"jax {environment['versions']['jax']}; {environment['devices']}, {environment['cores']} cores; "
-            f"{environment['started']}"
-        ),
+        footer=page.footer(json.loads((folder / "config.json").read_text())["environment"]),
     )
     print_table(caption, ["of each class", *ways], rows)
     return path

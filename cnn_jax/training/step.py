@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cnn_jax.training.optim import frozen, is_frozen
 from cnn_jax.training.state import TrainState
@@ -65,9 +64,11 @@ def make_train_step(
         return jax.lax.psum(tree, axis_name) if axis_name else tree
 
     def loss_of(params, batch_stats, batch, key, count):
+        still = frozen({"params": params, "batch_stats": batch_stats}, freeze)["params"]
+        params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, still)
         with _running_statistics(freeze):
             outputs, changed = model.apply(
-                {"params": _still(params, freeze), "batch_stats": batch_stats},
+                {"params": params, "batch_stats": batch_stats},
                 preprocess(batch["image"]),
                 train=True,
                 rngs={"dropout": key},
@@ -151,13 +152,6 @@ def make_eval_step(
 def with_mask(batch: Batch) -> Batch:
     """The batch with a `mask`: all True where it has none."""
     return batch if "mask" in batch else {**batch, "mask": jnp.ones(batch["image"].shape[0], bool)}
-
-
-def _still(params: Any, freeze: Sequence[str]) -> Any:
-    """The parameters, of which those that are frozen have no gradient."""
-    stop = jax.lax.stop_gradient
-    flat = flatten_dict(params, sep="/")
-    return unflatten_dict({path: stop(p) if is_frozen(path, freeze) else p for path, p in flat.items()}, sep="/")
 
 
 def _running_statistics(freeze: Sequence[str]) -> contextlib.AbstractContextManager:

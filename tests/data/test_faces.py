@@ -44,6 +44,6 @@ def test_what_is_missing_or_damaged_is_said(file, monkeypatch):
     file.unlink()
     with pytest.raises(InputError, match=r"lfw_subset\.npy is not there: pip install --no-deps scikit-image"):
         data.load("faces")
-    monkeypatch.setattr("cnn_jax.data.faces.find_spec", lambda name: None)
+    monkeypatch.setattr("cnn_jax.data.images.find_spec", lambda name: None)
     with pytest.raises(InputError, match="faces come with the package scikit-image: pip install"):
         data.load("faces")

@@ -79,7 +79,7 @@ def test_files_that_are_not_there_or_damaged(folder):
 
 
 def test_the_package_is_not_there(monkeypatch):
-    monkeypatch.setattr("cnn_jax.data.nuclei.find_spec", lambda name: None)
+    monkeypatch.setattr("cnn_jax.data.images.find_spec", lambda name: None)
     with pytest.raises(InputError, match="nuclei come with the package stardist: pip install"):
         data.load_annotated("nuclei", "map")
     with pytest.raises(InputError, match="unknown data set 'nuclei'"):

@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from networks import compiled
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision_twins import randomise
 
 from cnn_jax import models
 from cnn_jax.errors import InputError
@@ -54,22 +56,7 @@ def in_torch(network, x):
 
 
 def run(model, variables, x, **call):
-    # Deep networks take long to optimise, and here they run once.
-    apply = jax.jit(lambda variables, x: model.apply(variables, x, **call))
-    options = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
-    return apply.lower(variables, x).compile(options)(variables, x)
-
-
-def randomise(network):
-    """Statistics and scales as training might leave them, rather than zeros and ones."""
-    torch.manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            for vector in (module.bias, module.running_mean):
-                nn.init.normal_(vector, 0, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return network
+    return compiled(lambda variables, x: model.apply(variables, x, **call), variables, x)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
