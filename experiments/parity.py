@@ -1,7 +1,7 @@
-"""Are networks, non-maximum suppression and COCO's metrics those of torchvision and pycocotools?
+"""Are networks, non-maximum suppression and COCO's metrics those of torchvision, timm and pycocotools?
 
     python -m experiments.parity                 # everything, in some minutes on two cores
-    python -m experiments.parity --only coco     # or networks, or nms
+    python -m experiments.parity --only zoo      # every classifier that torchvision or timm has; or networks, nms, coco
 
 The peers are computed in the run, on random weights, images and boxes; nothing is downloaded. Weights reach our
 networks through a saved state dict and `models.load_pretrained`, and so do PyTorch's gradients, to be compared with
@@ -35,15 +35,15 @@ NETWORKS = {"resnet18": (64, 4), "resnet50": (64, 4), "fcos_resnet50_fpn": (256,
 class Config:
     """Compare with the libraries that define what is right."""
 
-    only: Literal["networks", "nms", "coco"] | None = None
+    only: Literal["networks", "zoo", "nms", "coco"] | None = None
     tiny: bool = False  # fewer and smaller cases, and no gradients
 
 
 def main(config: Config) -> None:
-    require("torch", "torchvision", "pycocotools")
+    require("torch", "torchvision", "timm", "pycocotools")
     runtime.configure()
     results = {}
-    for name, part in {"networks": networks, "nms": nms, "coco": metrics}.items():
+    for name, part in {"networks": networks, "zoo": zoo, "nms": nms, "coco": metrics}.items():
         if config.only in (None, name):
             results |= part(config.tiny)
     broken = [name for name, x in results.items() if "bound" in x and not x["difference"] <= x["bound"]]
@@ -80,8 +80,24 @@ def networks(tiny: bool) -> dict:
             _, gradient = torch_parity.train(name, peer, batch, frozen=True)
             gradient = ours_parity.converted(name, gradient)["params"]
             found[name, "gradient"] = compared(ours_parity.gradient(ours, batch), gradient, 0.02)
+    return told("Networks and torchvision's", found)
+
+
+def zoo(tiny: bool) -> dict:
+    """The logits of every classifier that another library has too, in evaluation and in training."""
+    from experiments.peers import twins
+
+    found = {}
+    for of, values in twins.logits(("vgg11", "resnext50_32x4d", "mobilenet_v2") if tiny else twins.TWINS):
+        found[of] = compared(*values, 1e-4)
+        print(*of, f"{found[of]['difference']:.2g}", flush=True)
+    return told("The zoo, and torchvision's and timm's", found)
+
+
+def told(title: str, found: dict[tuple[str, str], dict]) -> dict:
+    """Prints a table of (network, what) -> numbers; the same by one name each."""
     rows = [[*of, *map("{:.2g}".format, numbers.values())] for of, numbers in found.items()]
-    print_table("Networks and torchvision's", ["network", "what", "largest difference", "largest value", "bound"], rows)
+    print_table(title, ["network", "what", "largest difference", "largest value", "bound"], rows)
     return {"_".join(of).replace(" ", "_"): numbers for of, numbers in found.items()}
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import InputError, unknown
-from cnn_jax.models.convolution import convolution, lines
+from cnn_jax.models.channels import moments, scaled
+from cnn_jax.models.convolution import convolution
 
 # What networks take as the option `activation`.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -121,16 +122,15 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N,H,W,C], of any dtype, to the same shape."""
-        rows, beside = lines(x.astype(jnp.float32))
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
         scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         mean, var = running_mean.value, running_var.value
+        exact = x.astype(jnp.float32)
         if self.train:
-            sums = jnp.stack([rows.mean(0), jnp.square(rows).mean(0)])
-            mean, square = sums.reshape(2, beside, channels).mean(1)
+            mean, square = moments(exact)
             if self.axis_name and not self.is_initializing():
                 mean, square = jax.lax.pmean((mean, square), self.axis_name)
             var = jnp.maximum(square - jnp.square(mean), 0)
@@ -138,9 +138,7 @@ class BatchNorm(nn.Module):
                 for running, new in ((running_mean, mean), (running_var, var)):
                     running.value = (1 - self.momentum) * running.value + self.momentum * new
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
-        mean, factor, bias = (jnp.tile(values, (1, beside)) for values in (mean, factor, bias))
-        rows = (rows - mean) * factor + bias
-        return rows.reshape(x.shape).astype(self.dtype)
+        return scaled(exact, mean, factor, bias).astype(self.dtype)
 
 
 def normed(

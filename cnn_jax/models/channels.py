@@ -1,0 +1,64 @@
+"""What batch norm does with channels: their moments, and a scale for each; on a CPU with sums in one pass.
+
+XLA's CPU back end writes what is to be summed out, and then sums it up in a tree. Where it has several sums to make at
+once it reads their parts once and writes none: for 8 images of 112×112×64 in 5 ms for 20.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.models.platform import on_cpu
+from cnn_jax.models.xla import linear
+
+
+@jax.custom_jvp
+def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The means of numbers and of their squares in each channel, f32[C], of f32[N,H,W,C]."""
+    count = x.size // x.shape[-1]
+    sums = _sums(x, jnp.square(x)).sum(0) / count
+    return sums[0], sums[1]
+
+
+@moments.defjvp
+def _moments_jvp(primals: tuple, tangents: tuple) -> tuple:
+    (x,), (dx,) = primals, tangents
+    axes = tuple(range(x.ndim - 1))
+    return moments(x), (dx.mean(axes), (2 * x * dx).mean(axes))
+
+
+@jax.custom_jvp
+def scaled(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
+    """`(x - mean) * factor + bias`, of f32[N,H,W,C] and f32[C] each."""
+    around, times, plus = (values.reshape(1, 1, 1, -1) for values in (mean, factor, bias))
+    return (x - around) * times + plus
+
+
+@scaled.defjvp
+def _scaled_jvp(primals: tuple, tangents: tuple) -> tuple:
+    (x, mean, factor, bias), (dx, dmean, dfactor, dbias) = primals, tangents
+    y = scaled(x, mean, factor, bias)
+    around, times = (values.reshape(1, 1, 1, -1) for values in (mean, factor))
+
+    def moved(both):
+        dfactor, dplus = both[:, 0, None, None], both[:, 1, None, None]
+        return (x - around) * dfactor + dplus
+
+    def summed(dy):
+        return _sums((x - around) * dy, dy)
+
+    # For each image, so that devices that have a part of them each need not speak to each other.
+    each = jnp.broadcast_to(jnp.stack([dfactor, dbias - factor * dmean])[None], (len(x), 2, x.shape[-1]))
+    return y, dx * times + linear(moved, summed, each)
+
+
+def _sums(*arrays: jax.Array) -> jax.Array:
+    """f32[N,arrays,C]: the sums over each image of several arrays [N,H,W,C]."""
+    if not on_cpu():
+        return jnp.stack([array.sum((1, 2)) for array in arrays], axis=1)
+    n, height, width, channels = arrays[0].shape
+    # So few rows at a time that they stay in the core's nearest memory.
+    few = max(i for i in range(1, 17) if height * width % i == 0)
+    rows = [array.reshape(n, -1, few, channels) for array in arrays]
+    zeros = [jnp.zeros((), array.dtype) for array in arrays]
+    sums = jax.lax.reduce(rows, zeros, lambda a, b: [p + q for p, q in zip(a, b, strict=True)], (2,))
+    return jnp.stack(sums, axis=1).sum(2)
