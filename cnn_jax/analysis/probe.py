@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn_jax.analysis.activations import stages
-from cnn_jax.errors import InputError, unknown
+from cnn_jax.analysis.activations import outline, stage_of, stages
+from cnn_jax.analysis.batches import batches
+from cnn_jax.errors import InputError
 
 # Strengths of the regularisation that are tried, in units of the features' mean variance in all directions.
 STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-8, 9))
@@ -41,21 +42,26 @@ def embed(
         InputError: the model names no such stage.
     """
 
+    def look(variables, images):
+        return {stage: stage_of(stages(model, variables, preprocess(images)), stage)}
+
+    return _embedded(look, variables, images, batch_size)[stage]
+
+
+def _embedded(look: Callable, variables: Any, images: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
+    """{stage: f32[N,D]} of the stages that `look(variables, images of a batch)` gives."""
+    order = outline(look, variables, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
+
     @jax.jit
     def features(variables, images):
-        found = stages(model, variables, preprocess(images))
-        if stage not in found:
-            raise unknown("stage", stage, found)
-        values = found[stage]
-        return values.astype(jnp.float32).reshape(len(images), -1, values.shape[-1]).mean(1)
+        found = look(variables, images)
+        return [found[s].astype(jnp.float32).reshape(len(images), -1, found[s].shape[-1]).mean(1) for s in order]
 
-    found = []
-    for first in range(0, len(images), batch_size):
-        batch = images[first : first + batch_size]
-        missing = batch_size - len(batch)  # one shape, one compilation
-        padded = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1)) if missing and first else batch
-        found.append(np.asarray(features(variables, padded))[: len(batch)])
-    return np.concatenate(found)
+    parts = [
+        [np.asarray(values)[mask] for values in features(variables, batch)]
+        for _, batch, mask in batches(images, batch_size=batch_size)
+    ]
+    return {stage: np.concatenate(values) for stage, *values in zip(order, *parts, strict=True)}
 
 
 class Probe(NamedTuple):
@@ -125,6 +131,40 @@ def few_shot(
     _check(test_features, test_labels, strengths)
     arrays = map(jnp.asarray, (features, labels, rows, test_features, test_labels))
     return _few_shot(*arrays, jnp.asarray(strengths, jnp.float32), num_classes)
+
+
+def probe_stages(
+    model: nn.Module,
+    variables: Any,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    num_classes: int,
+    names: str | Sequence[str] = "*",
+    preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """The accuracy on `test` of a linear probe of each stage: what can be read off it. All stages are computed at once.
+
+    Args:
+        train, test: images [N,H,W,C], as `preprocess` takes them, on the host, and labels i32[N].
+        names: which stages, by names or glob patterns; each as `embed` gives it.
+
+    Raises:
+        InputError: as `linear_probe`, or a name that fits no stage.
+
+    Source: Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes".
+    """
+
+    def look(variables, images):
+        return stages(model, variables, preprocess(images), names=names)
+
+    learned, tested = (_embedded(look, variables, images, batch_size) for images, _ in (train, test))
+    probes = {stage: linear_probe(x, train[1], num_classes=num_classes) for stage, x in learned.items()}
+    return {
+        stage: float(np.mean(np.asarray(probe.scores(tested[stage])).argmax(1) == test[1]))
+        for stage, probe in probes.items()
+    }
 
 
 def draw_balanced(key: jax.Array, labels: np.ndarray, *, shots: int) -> np.ndarray:

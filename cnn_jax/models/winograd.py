@@ -13,14 +13,17 @@ from jax.custom_derivatives import SymbolicZero
 from cnn_jax.models.places import Places, matrix, spread, views
 from cnn_jax.models.xla import linear
 
-# With fewer channels or features its sums cost as much as the products that it saves.
-FEWEST = 128
+# With fewer channels or features its sums cost as much as the products that it saves; with fewer pixels a larger
+# program is not worth it.
+CHANNELS = 128
+PIXELS = 512
 
 
 def suits_winograd(places: Places, x: jax.Array, kernel: jax.Array) -> bool:
     """Whether `winograd` computes this convolution, and is faster."""
     laid = Places(stride=1, dilation=1, groups=1, pads=((1, 1), (1, 1)))
-    return places == laid and len(kernel) == 3 and x.dtype == jnp.float32 and min(kernel.shape[2:]) >= FEWEST
+    much = min(kernel.shape[2:]) >= CHANNELS and x.size >= PIXELS * x.shape[-1]
+    return places == laid and len(kernel) == 3 and x.dtype == jnp.float32 and much
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
