@@ -58,7 +58,7 @@ def main(config: Config) -> None:
         config,
         over,
         model,
-        tasks.detect(dataset.num_classes, strides=model.strides),
+        tasks.detect(dataset.num_classes, strides=model.strides, nms_threshold=0.5),
         dataset,
         about={"options": options},
         best="ap",

@@ -11,32 +11,41 @@ from cnn_jax.models.platform import on_cpu
 from cnn_jax.models.xla import linear
 
 
-@jax.custom_jvp
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The means of numbers and of their squares in each channel, f32[C], of f32[N,H,W,C]."""
-    count = x.size // x.shape[-1]
-    sums = _sums(x, jnp.square(x)).sum(0) / count
+    return _moments(x) if on_cpu() else (x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2)))
+
+
+def scaled(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
+    """`(x - mean) * factor + bias`, of f32[N,H,W,C] and f32[C] each."""
+    return (_scaled if on_cpu() else _affine)(x, mean, factor, bias)
+
+
+@jax.custom_jvp
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    sums = _sums(x, jnp.square(x)).sum(0) / (x.size // x.shape[-1])
     return sums[0], sums[1]
 
 
-@moments.defjvp
+@_moments.defjvp
 def _moments_jvp(primals: tuple, tangents: tuple) -> tuple:
     (x,), (dx,) = primals, tangents
-    axes = tuple(range(x.ndim - 1))
-    return moments(x), (dx.mean(axes), (2 * x * dx).mean(axes))
+    axes = (0, 1, 2)
+    return _moments(x), (dx.mean(axes), (2 * x * dx).mean(axes))
 
 
-@jax.custom_jvp
-def scaled(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
-    """`(x - mean) * factor + bias`, of f32[N,H,W,C] and f32[C] each."""
+def _affine(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
     around, times, plus = (values.reshape(1, 1, 1, -1) for values in (mean, factor, bias))
     return (x - around) * times + plus
 
 
-@scaled.defjvp
+_scaled = jax.custom_jvp(_affine)
+
+
+@_scaled.defjvp
 def _scaled_jvp(primals: tuple, tangents: tuple) -> tuple:
     (x, mean, factor, bias), (dx, dmean, dfactor, dbias) = primals, tangents
-    y = scaled(x, mean, factor, bias)
+    y = _scaled(x, mean, factor, bias)
     around, times = (values.reshape(1, 1, 1, -1) for values in (mean, factor))
 
     def moved(both):
@@ -53,8 +62,6 @@ def _scaled_jvp(primals: tuple, tangents: tuple) -> tuple:
 
 def _sums(*arrays: jax.Array) -> jax.Array:
     """f32[N,arrays,C]: the sums over each image of several arrays [N,H,W,C]."""
-    if not on_cpu():
-        return jnp.stack([array.sum((1, 2)) for array in arrays], axis=1)
     n, height, width, channels = arrays[0].shape
     # So few rows at a time that they stay in the core's nearest memory.
     few = max(i for i in range(1, 17) if height * width % i == 0)

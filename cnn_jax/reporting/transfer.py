@@ -9,16 +9,9 @@ import numpy as np
 from . import page, plots
 from .progress import print_table
 from .report import Cards, Code, Details, Section, Table, write_report
+from .statistics import interval
 from .style import PALETTE, new_figure, short_number, styled
 from .trackers import write_json
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of two values or more, and half the width of its 95 % interval by Student's t."""
-    from scipy.stats import t
-
-    values = np.asarray(values, np.float64)
-    return values.mean(), t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
 
 
 @styled

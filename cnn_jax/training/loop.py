@@ -146,7 +146,11 @@ def fit(
         return run
 
     run = over.compile(build, split=(True, True, True, False), donate=0)
-    evaluator = test is not None and make_evaluator(model, task, test, preprocess=preprocess, over=over)
+    # What fits in memory in training does so here.
+    many = max(batch_size // accumulate, _fitting(image_shape))
+    evaluator = test is not None and make_evaluator(
+        model, task, test, preprocess=preprocess, batch_size=many, over=over
+    )
     window = _Window(log, log_every, batch_size, size)
     summary, evidence = {}, []
 
@@ -206,10 +210,14 @@ def evaluate(
     data: Split,
     *,
     preprocess: Callable[[jax.Array], jax.Array] = as_images,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     over: Parallel | None = None,
 ) -> dict:
-    """`task`'s metrics of a model on a split: exact, whatever the batch size and the number of devices."""
+    """`task`'s metrics of a model on a split: exact, whatever the batch size and the number of devices.
+
+    Args:
+        batch_size: how many images at a time; by default up to 256, and fewer of large ones.
+    """
     return make_evaluator(model, task, data, preprocess=preprocess, batch_size=batch_size, over=over)(variables)[0]
 
 
@@ -219,12 +227,15 @@ def make_evaluator(
     data: Split,
     *,
     preprocess: Callable[[jax.Array], jax.Array] = as_images,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     over: Parallel | None = None,
 ) -> Callable[[Any], tuple[dict, list]]:
-    """A function `variables -> (summary, evidence)` over a split, compiled once. No example is dropped."""
+    """A function `variables -> (summary, evidence)` over a split, compiled once. No example is dropped.
+
+    Otherwise as `evaluate`.
+    """
     over = over or parallel()
-    batch_size = min(batch_size, _size(data))
+    batch_size = min(batch_size or _fitting(_image_shape(data)), _size(data))
     batch_size += -batch_size % over.devices
     resident = isinstance(data, dict)
     on_devices = over.replicate(data) if resident else None
@@ -249,6 +260,12 @@ def make_evaluator(
         return task.summarize(evidence), evidence
 
     return evaluator
+
+
+def _fitting(image_shape: tuple[int, int, int]) -> int:
+    """How many images to look at a time: 256 of up to 64×64, so many pixels of larger ones."""
+    height, width, _ = image_shape
+    return max(1, min(256, 2**20 // (height * width)))
 
 
 def _size(split: Split) -> int:

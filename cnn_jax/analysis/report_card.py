@@ -1,0 +1,145 @@
+"""Attribution methods by measures of faithfulness, beside a random map and an edge detector: one table.
+
+methods = {
+    "gradient": lambda key, score, images: attribution.gradient(score, images),
+    "Grad-CAM": lambda key, score, images: cam.grad_cam(score, images, stage="conv2"),
+}
+card = report_card(key, score, images, methods, judged=class_score(model, variables, labels, probability=True))
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax.analysis import faithfulness
+from cnn_jax.analysis.faithfulness import Method
+from cnn_jax.analysis.scores import Score, check_images
+
+# What the columns of a report card say.
+MEASURES = {
+    "completeness": "|sum of the map − difference of the score to the baseline|, in parts of |sum| + |difference|: "
+    "0 is complete, 1 nothing of it",
+    "insertion": "mean score while pixels come back to a blurred image, those of the greatest values first: "
+    "high is good",
+    "deletion": "mean score while pixels are covered, those of the greatest values first: low is good",
+    "max_sensitivity": "greatest change of the map under small changes of the image, in parts of the map: low is good",
+    "infidelity": "squared error of the map's sum over a square, at its best scale, as the fall of the score when the "
+    "square is covered by 0, in parts of the error of a map of zeros: low is good, 1 is nothing",
+    "randomisation": "rank correlation with the map of the network whose modules are drawn anew, from the last to the "
+    "first, mean over these: near 0 is good, 1 is a map that knows nothing of the network",
+    "pointing": "how often the greatest value lies in a box of the object: high is good",
+}
+
+
+def random_map(key: jax.Array, images: Any) -> jax.Array:
+    """Uniform in [0,1], whatever the image: f32[N,H,W]."""
+    return jax.random.uniform(key, images.shape[:3])
+
+
+@jax.jit
+def _edges(images):
+    gray = jnp.pad(images.mean(-1), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    height, width = images.shape[1:3]
+
+    def part(i, j):
+        return gray[:, i : i + height, j : j + width]
+
+    down = sum(w * (part(2, j) - part(0, j)) for j, w in enumerate((1, 2, 1)))
+    right = sum(w * (part(i, 2) - part(i, 0)) for i, w in enumerate((1, 2, 1)))
+    return jnp.sqrt(jnp.square(down) + jnp.square(right))
+
+
+def edges(images: Any) -> jax.Array:
+    """The length of Sobel's gradient of the mean over channels, whatever the network: f32[N,H,W]."""
+    return _edges(check_images(images))
+
+
+BASELINES: dict[str, Method] = {
+    "random map": lambda key, score, images: random_map(key, images),
+    "edges": lambda key, score, images: edges(images),
+}
+
+
+class Card(NamedTuple):
+    """Methods by measures."""
+
+    methods: tuple[str, ...]
+    """Those that were given, and behind them the baselines."""
+    measures: tuple[str, ...]
+    """Keys of `MEASURES`."""
+    values: np.ndarray
+    """f32[methods,measures,N], for each image."""
+    mean: np.ndarray
+    """f64[methods,measures], over images."""
+    half: np.ndarray
+    """f64[methods,measures], half the width of the 95 % interval of the mean, by Student's t; NaN for one image."""
+
+    def table(self) -> list[list[str]]:
+        """Rows of text with a header."""
+        rows = [["", *self.measures]]
+        for method, mean, half in zip(self.methods, self.mean, self.half, strict=True):
+            rows.append([method, *(f"{m:.3f} ± {h:.3f}" for m, h in zip(mean, half, strict=True))])
+        return rows
+
+
+def report_card(
+    key: jax.Array,
+    score: Score,
+    images: Any,
+    methods: Mapping[str, Method],
+    *,
+    judged: Callable | None = None,
+    boxes: Any = None,
+    baseline: Any = 0.0,
+    radius: float = 0.02,
+    samples: int = 200,
+    batch_size: int = 64,
+) -> Card:
+    """All measures of all methods, and of a random map and an edge detector; see `MEASURES`.
+
+    Args:
+        key: all methods have the same noise, squares and networks drawn anew.
+        score: what is explained.
+        methods: {name: method}.
+        judged: the score that insertion and deletion look at, such as the probability where a logit is explained; None
+            for `score`.
+        boxes: of the objects, as for `pointing_game`; None leaves it out.
+        baseline: what says nothing, for completeness and deletion.
+        radius: of `max_sensitivity`, which takes 10 samples.
+        samples: of `infidelity`.
+    """
+    images = check_images(images)
+    judged = score if judged is None else judged
+    of_maps, of_squares, of_noise, of_networks = jax.random.split(key, 4)
+    options = {"batch_size": batch_size}
+    rows = []
+    every = {**methods, **BASELINES}
+    for method in every.values():
+        maps = method(of_maps, score, images)
+        total, difference = faithfulness.completeness(score, images, maps, baseline=baseline, **options)
+        size = jnp.abs(total) + jnp.abs(difference)
+        row = {
+            "completeness": jnp.abs(total - difference) / jnp.where(size > 0, size, 1),
+            "insertion": faithfulness.insertion(judged, images, maps, **options).area,
+            "deletion": faithfulness.deletion(judged, images, maps, baseline=baseline, **options).area,
+            "max_sensitivity": faithfulness.max_sensitivity(of_noise, method, score, images, radius=radius),
+            "infidelity": faithfulness.infidelity(of_squares, score, images, maps, samples=samples, **options).relative,
+            "randomisation": faithfulness.cascade(of_networks, method, score, images).similarity.mean(0),
+        }
+        if boxes is not None:
+            row["pointing"] = faithfulness.pointing_game(maps, boxes)
+        rows.append([np.asarray(values, np.float32) for values in row.values()])
+    found = np.array(rows)
+    return Card(tuple(every), tuple(row), found, found.mean(-1, dtype=np.float64), _half_interval(found))
+
+
+def _half_interval(found: np.ndarray) -> np.ndarray:
+    from scipy.stats import t
+
+    count = found.shape[-1]
+    if count < 2:
+        return np.full(found.shape[:-1], np.nan)
+    return t.ppf(0.975, count - 1) * found.std(-1, ddof=1, dtype=np.float64) / np.sqrt(count)

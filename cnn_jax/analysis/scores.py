@@ -1,0 +1,372 @@
+"""What is explained: one number for each image, such as the logit of a class, as a function of images.
+
+    score = class_score(model, variables, labels)
+    maps = attribution.integrated_gradients(score, images).maps
+
+Methods take any traceable function of images, f32[N,H,W,C] to f32[N]. One that is a `Score` can have a target for each
+image, keeps them with their images in batches, and is compiled once for all weights and targets.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax.errors import InputError
+
+
+def _unlimited(outputs: Any) -> dict[str, int]:
+    return {}
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["variables", "targets"],
+    meta_fields=["model", "read", "sizes"],
+)
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A number for each image, read off a network's outputs: `score(images)` is f32[N]. A pytree.
+
+    Attributes:
+        model: the network; hashable, as Linen's modules are.
+        variables: {"params", …}.
+        read: outputs and targets to f32[N]; a function that is defined once, as programs are compiled for it.
+        targets: {name: i32[N] or i32[]}, what is read of each image or of all.
+        sizes: of the outputs, as shapes, how many values each target can have: {name: count}. InputError where the
+            outputs are not those that `read` can take.
+    """
+
+    model: nn.Module
+    variables: Any
+    read: Callable[[Any, dict[str, jax.Array]], jax.Array]
+    targets: dict[str, jax.Array]
+    sizes: Callable[[Any], dict[str, int]] = _unlimited
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """f32[N] of images f32[N,H,W,C], as the model takes them."""
+        outputs = self.model.apply(self.variables, images, train=False)
+        return self.read(outputs, self.for_images(images).targets)
+
+    def for_images(self, images: jax.Array) -> "Score":
+        """The same with a target for each of these images.
+
+        Raises:
+            InputError: another number of targets, or targets out of range. Those that are traced are taken as they are.
+        """
+        targets = {name: np.asarray(x) if isinstance(x, list) else x for name, x in self.targets.items()}
+        for name, values in targets.items():
+            if values.shape not in ((), images.shape[:1]):
+                raise InputError(
+                    f"{name} has shape {values.shape} for {len(images)} images: give one for all, or one for each"
+                )
+        known = {name: np.asarray(x) for name, x in targets.items() if not isinstance(x, jax.core.Tracer)}
+        sizes = self.sizes(_shapes(self.model, self.variables, images.shape[1:])) if known else {}
+        for name in sizes.keys() & known.keys():
+            wrong = known[name][(known[name] < 0) | (known[name] >= sizes[name])]
+            if wrong.size:
+                raise InputError(
+                    f"{name} {wrong.flat[0]} is out of range: the network's outputs have {name} 0 to {sizes[name] - 1}"
+                )
+        spread = {name: jnp.broadcast_to(values, images.shape[:1]) for name, values in targets.items()}
+        return replace(self, targets=spread)
+
+
+def class_score(model: nn.Module, variables: Any, labels: Any, *, probability: bool = False) -> Score:
+    """The logit of a class of a classifier.
+
+    Args:
+        labels: the class, or i32[N], one for each image.
+        probability: by softmax, instead of the logit.
+
+    Raises:
+        InputError: labels that are not whole numbers; when used, those that the outputs do not have, or outputs that
+            are not [N,classes].
+    """
+    read = _class_probability if probability else _class_logit
+    return Score(model, variables, read, {"label": _whole("label", labels)}, _class_sizes)
+
+
+def pixel_score(model: nn.Module, variables: Any, pixels: Any, labels: Any) -> Score:
+    """The logit of a class at a pixel, for segmenters: outputs f32[N,H,W,classes], or {"logits": …} of such.
+
+    Args:
+        pixels: (row, column), or i32[N,2], one for each image.
+        labels: the class, or i32[N].
+
+    Raises:
+        InputError: as `class_score`.
+    """
+    pixels = _whole("pixels", pixels)
+    if pixels.ndim not in (1, 2) or pixels.shape[-1] != 2:
+        raise InputError(f"pixels have shape {pixels.shape}: expected (row, column), or one for each image, (N, 2)")
+    targets = {"row": pixels[..., 0], "column": pixels[..., 1], "label": _whole("label", labels)}
+    return Score(model, variables, _pixel_logit, targets, _pixel_sizes)
+
+
+def box_score(
+    model: nn.Module, variables: Any, images: jax.Array, boxes: Any, labels: Any, *, batch_size: int = 64
+) -> Score:
+    """The logit of a box's class at the place that sees the box, for detectors such as `models.FCOS`.
+
+    Of all places of the levels of outputs, dicts of `logits` f32[N,h,w,classes] and `distances` f32[N,h,w,4] in strides
+    of the level, it is that whose own box overlaps the given one most. It is looked for once, in these images, and
+    stays where it is when they are changed.
+
+    Args:
+        images: f32[N,H,W,C].
+        boxes: f32[N,4], one of each image: left, top, right and bottom in pixels; say one that the detector found.
+        labels: the class, or i32[N].
+
+    Raises:
+        InputError: as `class_score`; or a box that no place's box overlaps.
+    """
+    boxes = np.asarray(boxes, np.float32)
+    if boxes.shape != (len(images), 4):
+        raise InputError(f"boxes have shape {boxes.shape} for {len(images)} images: expected ({len(images)}, 4)")
+    targets = {"place": np.zeros((), np.int32), "label": _whole("label", labels)}
+    score, images = prepare(Score(model, variables, _box_logit, targets, _box_sizes), images)
+    place, overlap = in_batches(_best_place, score, images, boxes, batch_size=batch_size)
+    if not (overlap > 0).all():
+        row = int(jnp.argmin(overlap))
+        raise InputError(f"box {boxes[row].tolist()} of image {row} overlaps none of the network's: give one it found")
+    return replace(score, targets=score.targets | {"place": place})
+
+
+def _class_logit(outputs, targets):
+    return jnp.take_along_axis(_logits(outputs), targets["label"][:, None], axis=1)[:, 0]
+
+
+def _class_probability(outputs, targets):
+    return _class_logit(jax.nn.softmax(_logits(outputs)), targets)
+
+
+def _class_sizes(outputs):
+    logits = _logits(outputs)
+    if getattr(logits, "ndim", 0) != 2:
+        raise InputError(
+            f"class_score needs logits [N,classes], and the network gives {_described(outputs)}: use pixel_score for "
+            "maps of classes, box_score for boxes"
+        )
+    return {"label": logits.shape[1]}
+
+
+def _pixel_logit(outputs, targets):
+    rows = jnp.arange(len(targets["label"]))
+    return _logits(outputs)[rows, targets["row"], targets["column"], targets["label"]]
+
+
+def _pixel_sizes(outputs):
+    logits = _logits(outputs)
+    if getattr(logits, "ndim", 0) != 4:
+        raise InputError(f"pixel_score needs logits [N,H,W,classes], and the network gives {_described(outputs)}")
+    return dict(zip(("row", "column", "label"), logits.shape[1:], strict=True))
+
+
+def _box_logit(outputs, targets):
+    rows = jnp.arange(len(targets["label"]))
+    return _flat(outputs, "logits")[rows, targets["place"], targets["label"]]
+
+
+def _box_sizes(outputs):
+    levels = outputs if isinstance(outputs, list | tuple) else [outputs]
+    if not all(isinstance(level, Mapping) and {"logits", "distances"} <= level.keys() for level in levels):
+        raise InputError(
+            f"box_score needs levels with logits and distances, and the network gives {_described(outputs)}"
+        )
+    return {"place": sum(level["logits"].shape[1] * level["logits"].shape[2] for level in levels),
+            "label": levels[0]["logits"].shape[-1]}  # fmt: skip
+
+
+@jax.jit
+def _best_place(score, images, boxes):
+    """(i32[N], f32[N]): the place whose box overlaps the given ones most, and the intersection over union."""
+    outputs = score.model.apply(score.variables, images, train=False)
+    stride = images.shape[1] // outputs[0]["logits"].shape[1]
+    centers, strides = [], []
+    for level, of_level in enumerate(outputs):
+        rows, columns = np.indices(of_level["logits"].shape[1:3]).reshape(2, -1) * stride * 2**level
+        centers.append(np.stack([columns, rows], axis=-1))
+        strides.append(np.full((len(rows), 1), stride * 2**level))
+    centers = jnp.asarray(np.concatenate(centers), jnp.float32)[None]
+    away = _flat(outputs, "distances") * np.concatenate(strides)[None]
+    corners = jnp.concatenate([centers - away[..., :2], centers + away[..., 2:]], axis=-1)
+
+    def area(x):
+        return jnp.maximum(x[..., 2:] - x[..., :2], 0).prod(-1)
+
+    boxes = boxes[:, None]
+    low, high = jnp.maximum(corners[..., :2], boxes[..., :2]), jnp.minimum(corners[..., 2:], boxes[..., 2:])
+    shared = area(jnp.concatenate([low, high], axis=-1))
+    overlap = shared / jnp.maximum(area(corners) + area(boxes) - shared, 1e-9)
+    return overlap.argmax(1).astype(jnp.int32), overlap.max(1)
+
+
+def _logits(outputs):
+    return outputs["logits"] if isinstance(outputs, Mapping) and "logits" in outputs else outputs
+
+
+def _flat(outputs, name):
+    """The numbers of all places of all levels: f32[N,A,…]."""
+    levels = [level[name] for level in outputs]
+    return jnp.concatenate([level.reshape(len(level), -1, level.shape[-1]) for level in levels], axis=1)
+
+
+def _described(outputs) -> str:
+    return str(jax.tree.map(lambda x: ("N", *x.shape[1:]), outputs)).replace("'", "")
+
+
+def _whole(name: str, values: Any):
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise InputError(f"{name} is of type {values.dtype}: expected whole numbers")
+    return values
+
+
+def _shapes(model: nn.Module, variables: Any, image_shape: tuple[int, int, int]) -> Any:
+    leaves, tree = jax.tree.flatten(variables)
+    return _traced(model, tree, tuple((np.shape(leaf), leaf.dtype) for leaf in leaves), image_shape)
+
+
+@lru_cache(maxsize=64)
+def _traced(model, tree, leaves, image_shape):
+    """The shapes of the outputs for one image, traced once."""
+    variables = tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    return jax.eval_shape(
+        partial(model.apply, train=False), variables, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    )
+
+
+# What the methods share.
+
+
+def prepare(score: Callable, images: Any) -> tuple[Callable, jax.Array]:
+    """What a method was given, checked: the score as a pytree with a target for each image, and images of float32.
+
+    Raises:
+        InputError: images that are not finite numbers f32[N,H,W,C], or targets that do not fit.
+    """
+    images = check_images(images)
+    if isinstance(score, Score):
+        return score.for_images(images), images
+    return score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score), images
+
+
+def check_images(images: Any) -> jax.Array:
+    """Images as float32, on the host if they are there.
+
+    Raises:
+        InputError: they are not finite numbers f32[N,H,W,C] with N of 1 or more.
+    """
+    images = images if isinstance(images, jax.Array) else np.asarray(images)
+    if images.ndim != 4 or 0 in images.shape or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(
+            f"images are {images.dtype}{list(images.shape)}: expected f32[N,H,W,C], as the model takes them after "
+            "preprocessing"
+        )
+    if not isinstance(images, jax.core.Tracer) and not bool(jnp.isfinite(images).all()):
+        raise InputError("images hold numbers that are not finite: see what preprocessing makes of them")
+    return images.astype(jnp.float32)
+
+
+def values(score: Callable, images: jax.Array) -> jax.Array:
+    """f32[N], traced in a larger program.
+
+    Raises:
+        InputError: the score gives another shape.
+    """
+    found = score(images)
+    if found.shape != images.shape[:1]:
+        raise InputError(f"the score gives shape {found.shape} for {len(images)} images: expected one number for each")
+    return found.astype(jnp.float32)
+
+
+def like_images(name: str, array: Any, images: jax.Array) -> jax.Array:
+    """A number, [H,W,C] or [N,H,W,C] as an array for each image, without copying what is on the host.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    of = jnp if isinstance(array, jax.Array) else np
+    try:
+        return of.broadcast_to(of.asarray(array, np.float32), images.shape)
+    except ValueError:
+        raise InputError(
+            f"{name} has shape {np.shape(array)}: expected a number, or an array like the images {images.shape}"
+        ) from None
+
+
+def in_batches(program: Callable, score: Callable, images: jax.Array, *others: jax.Array, batch_size: int) -> Any:
+    """`program(score, images, *others)` of `batch_size` images at a time, joined.
+
+    The last batch is filled up with the first images, so that all have one shape and are compiled once.
+
+    Args:
+        score: as `prepare` gives it.
+        others: arrays with leading N.
+
+    Raises:
+        InputError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: expected 1 or more")
+    count = len(images)
+    size = min(batch_size, count)
+    own = score.targets if isinstance(score, Score) else None
+    parts = []
+    for first in range(0, count, size):
+        arrays = own, images, others
+        if size < count:
+            rows = np.arange(first, first + size) % count
+            arrays = jax.tree.map(lambda array: array[rows], arrays)  # noqa: B023
+        some = replace(score, targets=arrays[0]) if own is not None else score
+        parts.append(program(some, arrays[1], *arrays[2]))
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
+
+
+def evaluate(score: Callable, images: jax.Array) -> jax.Array:
+    """f32[N,K] of K versions of each image, f32[N,K,H,W,C]; traced in a larger program."""
+    count, versions = images.shape[:2]
+    return values(repeated(score, versions), images.reshape(-1, *images.shape[2:])).reshape(count, versions)
+
+
+def repeated(score: Callable, versions: int) -> Callable:
+    """The score of so many versions of each image, which stand beside each other."""
+    if not isinstance(score, Score):
+        return score
+    return replace(score, targets={name: jnp.repeat(x, versions) for name, x in score.targets.items()})
+
+
+def weighted_sum(function: Callable[[jax.Array], jax.Array], weights: jax.Array, *, together: int) -> jax.Array:
+    """The sum over steps i of `weights[i] * function(i)`, by a scan, so that memory does not grow with their number.
+
+    Args:
+        function: of i32[K], some steps, to [N,K,…].
+        weights: f32[S].
+        together: K. What is missing in the last scan is computed for the first steps, and weighs nothing.
+    """
+    steps = len(weights)
+    together = min(together, steps)
+    index = np.arange(-(-steps // together) * together)
+    weights = jnp.where(index < steps, jnp.asarray(weights, jnp.float32)[index % steps], 0)
+
+    def add(total, part):
+        index, weights = part
+        return total + jnp.einsum("nk...,k->n...", function(index), weights, precision="highest"), None
+
+    parts = (jnp.asarray(index % steps).reshape(-1, together), weights.reshape(-1, together))
+    first = jax.eval_shape(lambda: function(parts[0][0]))
+    zeros = jnp.zeros((first.shape[0], *first.shape[2:]), jnp.float32)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def at_least_one(**counts: int) -> None:
+    """Raises InputError for a count below 1, such as `steps=0`."""
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} is {count}: expected 1 or more")

@@ -1,0 +1,1 @@
+"""What every introduction says of CNNs, each sentence as something that is measured; for `experiments.textbook`."""

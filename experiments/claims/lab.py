@@ -1,0 +1,122 @@
+"""What the claims share: data, seeds, a way to train many small networks, and what a tested claim is."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax import data, models, tasks, training
+from cnn_jax.reporting.statistics import interval
+
+
+class Claim(NamedTuple):
+    """A sentence of the textbook, and what came of it."""
+
+    said: str
+    """What introductions say."""
+    found: str
+    """A paragraph on what was done and seen."""
+    number: str
+    """The number that decides, with its interval."""
+    verdict: Literal["holds", "holds in part", "does not hold"]
+    figure: Any
+    """A matplotlib figure."""
+    caption: str
+    numbers: dict[str, float]
+    """For `summary.json`."""
+
+
+class Lab:
+    """Real digits, a few seeds, and networks that are trained once for all claims.
+
+    Attributes:
+        digits: a data set for classification, in memory.
+        seeds: each draws weights, order and examples of its own.
+        steps: of a training, with batches of `batch_size`.
+    """
+
+    def __init__(self, digits: data.Dataset, *, seeds: int, steps: int, batch_size: int = 64, tiny: bool = False):
+        self.digits, self.seeds, self.steps, self.batch_size, self.tiny = digits, range(seeds), steps, batch_size, tiny
+        self.labels, self.test_labels = digits.labels("train"), digits.labels("test")
+
+    @cached_property
+    def simple_cnn(self) -> list[dict]:
+        """Variables of the textbook's network for each seed, trained on all digits."""
+        learn = self.learner(models.create("simple_cnn"), steps=3 * self.steps)
+        return [learn(seed) for seed in self.seeds]
+
+    def learner(
+        self,
+        model: nn.Module,
+        *,
+        steps: int | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        augment: Callable | None = None,
+        classes: int | None = None,
+    ) -> Callable[..., dict]:
+        """`learn(seed, rows, labels) -> variables`, compiled once: Adam, from weights and an order that `seed` draws.
+
+        `rows` are those of the training split to learn from, all by default; `labels` i32 those of the whole split.
+        """
+        steps = steps or self.steps
+        tx = training.make_optimiser("adam", learning_rate, weight_decay=weight_decay)
+        task = tasks.classify(classes or self.digits.num_classes)
+        make = training.make_train_step(model, task, tx, augment=augment, preprocess=self.digits.preprocess)
+        step = jax.jit(make, donate_argnums=0)
+        images = self.digits.train["image"]
+        start = self.starter(model)
+
+        def learn(seed: int, rows: np.ndarray | None = None, labels: np.ndarray | None = None) -> dict:
+            rows = np.arange(len(images)) if rows is None else np.asarray(rows)
+            labels = self.labels if labels is None else labels
+            variables, key = start(seed), jax.random.key(1000 + seed)
+            params, batch_stats = variables["params"], variables.get("batch_stats", {})
+            state = training.TrainState(jnp.int32(0), params, batch_stats, tx.init(params))
+            for order in training.Order(len(rows), min(self.batch_size, len(rows)), seed).rows(0, steps):
+                chosen = rows[order]
+                state, _ = step(state, {"image": images[chosen], "label": labels[chosen]}, key)
+            return state.variables
+
+        return learn
+
+    def starter(self, model: nn.Module) -> Callable[[int], dict]:
+        """`start(seed) -> variables` as they are drawn, compiled once."""
+        draw = jax.jit(lambda key: model.init(key, jnp.zeros((1, *self.digits.image_shape))))
+        return lambda seed: draw(jax.random.key(seed))
+
+    def scorer(self, model: nn.Module) -> Callable[..., float]:
+        """`accuracy(variables, images, labels)` of images u8, the test split by default; compiled once a shape."""
+
+        @jax.jit
+        def predict(variables, images):
+            return model.apply(variables, self.digits.preprocess(images)).argmax(-1)
+
+        def accuracy(variables, images=None, labels=None) -> float:
+            images = self.digits.test["image"] if images is None else images
+            labels = self.test_labels if labels is None else labels
+            parts = [predict(variables, images[i : i + 500]) for i in range(0, len(images), 500)]
+            return float((np.concatenate(parts) == labels).mean())
+
+        return accuracy
+
+
+def several(values: Sequence[float], *, scale: float = 100, unit: str = " %", digits: int = 1) -> str:
+    """The mean and its 95 % interval in words, such as "98.1 % ± 0.3"."""
+    mean, half = interval(values)
+    return f"{scale * mean:.{digits}f}{unit} ± {scale * half:.{digits}f}"
+
+
+def clearly_above(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether the mean of the differences, seed by seed, lies above 0 with its whole 95 % interval."""
+    mean, half = interval(np.asarray(a) - np.asarray(b))
+    return bool(mean - half > 0)
+
+
+def stacked(variables: Sequence[Any]) -> Any:
+    """Trees of several seeds as one with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)

@@ -1,0 +1,209 @@
+"""Claims on how CNNs learn: what they need, and what helps them."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from cnn_jax import analysis, models
+from cnn_jax.data import augment
+from cnn_jax.reporting import textbook as draw
+from cnn_jax.reporting.statistics import interval
+from experiments.claims.lab import Claim, Lab, clearly_above, several
+from experiments.claims.networks import Tower
+
+
+def relu(lab: Lab) -> Claim:
+    ways = {"ReLU": "relu", "tanh": "tanh", "sigmoid": "sigmoid", "none": None}
+    found = {}
+    for name, activation in ways.items():
+        model = Tower(depth=6, activation=activation)
+        learn, accuracy = lab.learner(model), lab.scorer(model)
+        found[name] = [accuracy(learn(seed)) for seed in lab.seeds]
+    others = {name: clearly_above(found["ReLU"], values) for name, values in found.items() if name != "ReLU"}
+    return Claim(
+        said="ReLU makes networks learn faster and better than sigmoid or tanh, and without a non-linearity depth is "
+        "worth nothing.",
+        found=f"The same network of six convolutions learns for {lab.steps} steps with each. ReLU reaches "
+        f"{several(found['ReLU'])}, tanh {several(found['tanh'])}, sigmoid {several(found['sigmoid'])}. Without any "
+        f"the whole network is one linear map and its pooling, and reaches {several(found['none'])}.",
+        number=f"ReLU {several(found['ReLU'])}, sigmoid {several(found['sigmoid'])}",
+        verdict="holds" if all(others.values()) else "holds in part" if others["sigmoid"] else "does not hold",
+        figure=draw.bars(found, "test accuracy, %"),
+        caption=f"Accuracy after {lab.steps} steps; bars are 95 % intervals over {len(lab.seeds)} seeds.",
+        numbers=means(found, "relu"),
+    )
+
+
+def hunger(lab: Lab) -> Claim:
+    sizes = [n for n in (10, 40, 160, 640) if 10 * n <= len(lab.labels)][: 2 if lab.tiny else None]
+    model = models.create("simple_cnn")
+    learn, accuracy = lab.learner(model), lab.scorer(model)
+    found = {}
+    for n in sizes:
+        rows = [analysis.draw_balanced(jax.random.key(seed), lab.labels, shots=n) for seed in lab.seeds]
+        found[10 * n] = [accuracy(learn(seed, chosen)) for seed, chosen in zip(lab.seeds, rows, strict=True)]
+    few, many = found[10 * sizes[0]], found[10 * sizes[-1]]
+    return Claim(
+        said="CNNs need many labelled examples.",
+        found=f"SimpleCNN learns for {lab.steps} steps from {10 * sizes[0]:,} to {10 * sizes[-1]:,} digits. From the "
+        f"fewest it names {several(few)} of the test digits rightly, from the most {several(many)}: on a logarithmic "
+        "scale each further per cent costs a multiple of the labels of the one before. On images so simple a few "
+        "hundred go a long way.",
+        number=f"{several(few)} from {10 * sizes[0]:,}, {several(many)} from {10 * sizes[-1]:,}",
+        verdict="holds" if clearly_above(many, few) else "does not hold",
+        figure=draw.lines({"SimpleCNN": found}, "labelled digits", "test accuracy, %"),
+        caption="Accuracy by the number of labelled digits.",
+        numbers=means({str(n): values for n, values in found.items()}, "hunger"),
+    )
+
+
+def transfer(lab: Lab) -> Claim:
+    """Digits 0 to 4 are learned from many labels, 5 to 9 from few: with what the first taught, or without."""
+    model = models.create("simple_cnn", num_classes=5)
+    known, new = np.flatnonzero(lab.labels < 5), np.flatnonzero(lab.labels >= 5)
+    test = np.flatnonzero(lab.test_labels >= 5)
+    later = np.where(lab.labels >= 5, lab.labels - 5, lab.labels)
+    images, wanted = lab.digits.test["image"][test], lab.test_labels[test] - 5
+    teach, accuracy = lab.learner(model, classes=5), lab.scorer(model)
+    shots = (1, 5) if lab.tiny else (1, 5, 20)
+    found = {"from scratch": {}, "features of 0–4": {}, "random features": {}}
+    taught = [teach(seed, known, later) for seed in lab.seeds]
+    drawn = list(map(lab.starter(model), lab.seeds))
+    seen = {
+        way: [
+            [
+                analysis.embed(model, variables, of, stage="fc1", preprocess=lab.digits.preprocess)
+                for of in (lab.digits.train["image"][new], images)
+            ]
+            for variables in starts
+        ]
+        for way, starts in (("features of 0–4", taught), ("random features", drawn))
+    }
+    for n in shots:
+        rows = [analysis.draw_balanced(jax.random.key(seed), later[new], shots=n) for seed in lab.seeds]
+        found["from scratch"][n] = [
+            accuracy(teach(seed, new[chosen], later), images, wanted)
+            for seed, chosen in zip(lab.seeds, rows, strict=True)
+        ]
+        for way, features in seen.items():
+            found[way][n] = [
+                float(analysis.few_shot(train, later[new], chosen[None], tested, wanted, num_classes=5)[0])
+                for (train, tested), chosen in zip(features, rows, strict=True)
+            ]
+    few = shots[0]
+    better = [clearly_above(found["features of 0–4"][n], found["from scratch"][n]) for n in shots]
+    ours, bare = found["features of 0–4"][few], found["from scratch"][few]
+    return Claim(
+        said="Transfer learning mends the hunger for data.",
+        found="A network that learned the digits 0 to 4 is asked for 5 to 9, of which it saw none. A linear map of "
+        f"what its dense layer says, fitted to {few} example{'s' * (few > 1)} of each, names {several(ours)} rightly, "
+        f"a network that learns from scratch {several(bare)}, a linear map of a network that learned nothing "
+        f"{several(found['random features'][few])}. With {shots[-1]} of each it is "
+        f"{several(found['features of 0–4'][shots[-1]])} and {several(found['from scratch'][shots[-1]])}.",
+        number=f"{several(ours)} for {several(bare)}, from {few} of each",
+        verdict="holds" if all(better) else "holds in part" if any(better) else "does not hold",
+        figure=draw.lines(found, "labelled examples of each new digit", "test accuracy, %"),
+        caption="New digits from few labels.",
+        numbers={
+            f"transfer_{way}_{n}": interval(of[n])[0] for way, of in found.items() for n in shots
+        },
+    )  # fmt: skip
+
+
+def over_fitting(lab: Lab) -> Claim:
+    """The gap between training and test by number of examples, and what narrows it; and labels that mean nothing."""
+    shift = partial(augment.translate, pixels=2)
+    ways = {
+        "nothing": {"dropout": 0.0},
+        "dropout": {"dropout": 0.5},
+        "weight decay": {"dropout": 0.0, "weight_decay": 0.1},
+        "shifted images": {"dropout": 0.0, "augment": shift},
+    }
+    sizes = (50,) if lab.tiny else (100, 400, 1600)
+    gaps, tests = ({way: {n: [] for n in sizes} for way in ways} for _ in range(2))
+    for way, options in ways.items():
+        model = models.create("simple_cnn", dropout=options["dropout"])
+        learn = lab.learner(model, **{key: value for key, value in options.items() if key != "dropout"})
+        accuracy = lab.scorer(model)
+        for n in sizes:
+            for seed in lab.seeds:
+                rows = analysis.draw_balanced(jax.random.key(seed), lab.labels, shots=n // 10)
+                variables = learn(seed, rows)
+                known = accuracy(variables, lab.digits.train["image"][rows], lab.labels[rows])
+                tests[way][n].append(accuracy(variables))
+                gaps[way][n].append(known - tests[way][n][-1])
+    model = models.create("simple_cnn", dropout=0.0)
+    learn, accuracy = lab.learner(model, steps=2 * lab.steps), lab.scorer(model)
+    rows = np.arange(100 if lab.tiny else 400)
+    by_heart, chance = [], []
+    for seed in lab.seeds:
+        drawn = np.random.default_rng(seed).integers(0, 10, len(lab.labels)).astype(np.int32)
+        variables = learn(seed, rows, drawn)
+        by_heart.append(accuracy(variables, lab.digits.train["image"][rows], drawn[rows]))
+        chance.append(accuracy(variables))
+    few, many = sizes[0], sizes[-1]
+    helps = [way for way in ways if way != "nothing" and clearly_above(gaps["nothing"][few], gaps[way][few])]
+    listed = ", ".join(f"{way} {several(gaps[way][few])}" for way in ways if way != "nothing")
+    return Claim(
+        said="CNNs over-fit small sets; dropout, weight decay and augmentation help.",
+        found=f"Trained on {few} digits SimpleCNN is better on them than on new ones by "
+        f"{several(gaps['nothing'][few])} (in points), on {many:,} by {several(gaps['nothing'][many])}. With {listed}. "
+        f"And it can learn by heart: of "
+        f"{len(rows)} digits whose labels were drawn by lot it learns {several(by_heart)}, and then names "
+        f"{several(chance)} of the test digits rightly.",
+        number=f"gap {several(gaps['nothing'][few])} with {few} digits; helps: {', '.join(helps) or 'nothing'}",
+        verdict=(
+            "does not hold"
+            if interval(gaps["nothing"][few])[0] < 0.02
+            else "holds" if len(helps) == 3 else "holds in part"
+        ),
+        figure=draw.lines(gaps, "digits to learn from", "training minus test accuracy, points"),
+        caption="The gap between what is known and what is new.",
+        numbers={f"gap_{way}_{n}": interval(of[n])[0] for way, of in gaps.items() for n in sizes}
+        | {f"test_{way}_{n}": interval(of[n])[0] for way, of in tests.items() for n in sizes}
+        | {"random_labels_train": interval(by_heart)[0], "random_labels_test": interval(chance)[0]},
+    )  # fmt: skip
+
+
+def batch_norm(lab: Lab) -> Claim:
+    rates = (1e-3, 1e-1) if lab.tiny else (1e-4, 1e-3, 1e-2, 1e-1)
+    found = {"with": {}, "without": {}}
+    for way, norm in (("with", True), ("without", False)):
+        model = Tower(depth=6, norm=norm)
+        accuracy = lab.scorer(model)
+        for rate in rates:
+            learn = lab.learner(model, learning_rate=rate)
+            found[way][rate] = [accuracy(learn(seed)) for seed in lab.seeds]
+    better = [rate for rate in rates if clearly_above(found["with"][rate], found["without"][rate])]
+    top = {way: max(of.values(), key=np.mean) for way, of in found.items()}
+    worst = rates[-1]
+    return Claim(
+        said="Batch norm makes training faster and allows larger learning rates.",
+        found=f"Six convolutions learn for {lab.steps} steps of Adam at each rate, with batch norm and without. At "
+        f"{worst:g} it is {several(found['with'][worst])} with and {several(found['without'][worst])} without; at the "
+        f"rate that is best for each, {several(top['with'])} and {several(top['without'])}. It is clearly better at "
+        f"{len(better)} of {len(rates)} rates.",
+        number=f"{several(found['with'][worst])} with, {several(found['without'][worst])} without, at rate {worst:g}",
+        verdict=(
+            "holds" if worst in better and clearly_above(top["with"], top["without"])
+            else "holds in part" if better else "does not hold"
+        ),
+        figure=draw.lines(found, "learning rate", "test accuracy, %"),
+        caption="Accuracy by learning rate, with batch norm and without.",
+        numbers={f"batch_norm_{way}_{rate:g}": interval(of[rate])[0] for way, of in found.items() for rate in rates},
+    )  # fmt: skip
+
+
+def means(found: dict[str, list[float]], name: str) -> dict[str, float]:
+    """The mean of each way, by a name for `summary.json`."""
+    return {f"{name}_{way}": interval(values)[0] for way, values in found.items()}
+
+
+CLAIMS = {
+    "relu": relu,
+    "batch_norm": batch_norm,
+    "hunger": hunger,
+    "transfer": transfer,
+    "over_fitting": over_fitting,
+}

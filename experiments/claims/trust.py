@@ -1,0 +1,137 @@
+"""Claims on what CNNs cost, and how far they can be trusted."""
+
+import time
+from functools import partial
+
+import jax
+import numpy as np
+
+from cnn_jax import models
+from cnn_jax.analysis import adversarial, attribution, cam, faithfulness, report_card
+from cnn_jax.analysis.scores import class_score
+from cnn_jax.reporting import textbook as draw
+from cnn_jax.reporting.statistics import interval
+from experiments.claims.lab import Claim, Lab, clearly_above, several
+
+
+def cost(lab: Lab) -> Claim:
+    """Where the parameters and the arithmetic of the textbook's network are, and of one for photographs."""
+    names = {"SimpleCNN": ("simple_cnn", lab.digits.image_shape), "ResNet-50": ("resnet50", (224, 224, 3))}
+    share, size = {}, {}
+    for title, (name, shape) in names.items():
+        model = models.create(name, **({"stem": "large"} if name == "resnet50" else {}))
+        about = models.describe(model, shape)
+        convolutions = [layer for layer in about.layers if layer.type == "Conv"]
+        share[title] = (
+            sum(layer.parameters for layer in convolutions) / about.parameters,
+            sum(layer.flops for layer in convolutions) / about.flops,
+        )
+        size[title] = about
+    model = models.create("simple_cnn")
+    images = lab.digits.preprocess(lab.digits.test["image"][:100])
+    apply = jax.jit(model.apply)
+    seconds = []
+    for variables in lab.simple_cnn:
+        apply(variables, images).block_until_ready()
+        begin = time.perf_counter()
+        for _ in range(5):
+            apply(variables, images).block_until_ready()
+        seconds.append((time.perf_counter() - begin) / 500)
+    small, large = share["SimpleCNN"], share["ResNet-50"]
+    return Claim(
+        said="CNNs are heavy to compute; convolutions hold few of the weights and do most of the work.",
+        found=f"Of SimpleCNN's {size['SimpleCNN'].parameters:,} parameters {small[0]:.0%} are in convolutions, and "
+        f"{small[1]:.0%} of its {size['SimpleCNN'].flops:,} FLOPs an image. ResNet-50 takes "
+        f"{size['ResNet-50'].flops / 1e9:.1f} GFLOPs for a photograph, {large[1]:.0%} of them in convolutions, which hold "
+        f"{large[0]:.0%} of its weights. This machine looks at a digit in {several(seconds, scale=1e6, unit=' µs')}.",
+        number=f"{small[0]:.0%} of the weights, {small[1]:.0%} of the FLOPs (SimpleCNN)",
+        verdict="holds" if small[0] < 0.5 < small[1] and large[1] > 0.5 and large[0] < 0.5 else "holds in part",
+        figure=draw.shares({title: dict(zip(("weights", "FLOPs"), of, strict=True)) for title, of in share.items()}),
+        caption="The convolutions' share of weights and arithmetic.",
+        numbers={f"convolutions_{what}_{title}": of[i] for title, of in share.items() for i, what in enumerate(("weights", "flops"))}
+        | {"microseconds_an_image": 1e6 * interval(seconds)[0]},
+    )  # fmt: skip
+
+
+def fooled(lab: Lab) -> Claim:
+    """Accuracy under an attack by its strength, and under noise of the same size."""
+    model, count = models.create("simple_cnn"), 50 if lab.tiny else 200
+    images = np.asarray(lab.digits.test["image"][:count], np.float32) / 255
+    labels = lab.test_labels[:count]
+    mean, std = (np.asarray(of, np.float32) for of in (lab.digits.mean, lab.digits.std))
+    epsilons = (0.1,) if lab.tiny else (0.05, 0.1, 0.2, 0.3)
+    attacks = {"FGSM": adversarial.fgsm, "PGD": partial(adversarial.pgd, steps=2 if lab.tiny else 20)}
+    found = {name: {0.0: [], **{e: [] for e in epsilons}} for name in (*attacks, "noise")}
+    for seed, variables in zip(lab.seeds, lab.simple_cnn, strict=True):
+        logits = lambda x, variables=variables: model.apply(variables, (x - mean) / std)  # noqa: E731
+        for name, attack in attacks.items():
+            robust = adversarial.robust_accuracy(
+                jax.random.key(seed), logits, images, labels, epsilons=(0.0, *epsilons), attack=attack, batch_size=100
+            )
+            for epsilon, accuracy in zip(robust.epsilons, robust.accuracy, strict=True):
+                found[name][float(epsilon)].append(float(accuracy))
+        for epsilon in (0.0, *epsilons):
+            signs = np.random.default_rng(seed).choice([-1, 1], images.shape).astype(np.float32)
+            said = jax.jit(logits)((images + epsilon * signs).clip(0, 1)).argmax(-1)
+            found["noise"][epsilon].append(float((said == labels).mean()))
+    at = 0.1
+    lost = clearly_above(found["noise"][at], found["PGD"][at])
+    return Claim(
+        said="CNNs are fooled by adversarial examples.",
+        found=f"Each pixel of {count} digits may change by {at:g} of the range. By lot, so that each changes as much as "
+        f"it may, {several(found['noise'][at])} are still named rightly; changed along the gradient in one step (FGSM) "
+        f"{several(found['FGSM'][at])}, in {20} steps (PGD) {several(found['PGD'][at])}; unchanged "
+        f"{several(found['PGD'][0.0])}.",
+        number=f"{several(found['PGD'][at])} under PGD, {several(found['noise'][at])} under noise, ε = {at:g}",
+        verdict="holds" if lost and interval(found["PGD"][at])[0] < interval(found["noise"][at])[0] - 0.1
+        else "holds in part" if lost else "does not hold",
+        figure=draw.lines(found, "largest change of a pixel", "accuracy, %", log=False),
+        caption="Accuracy by how far each pixel may change.",
+        numbers={f"{name}_{epsilon:g}": interval(values)[0] for name, of in found.items() for epsilon, values in of.items()},
+    )  # fmt: skip
+
+
+def black_box(lab: Lab) -> Claim:
+    """Whether maps of what mattered are better than a random map and an edge detector, which know nothing."""
+    model, count = models.create("simple_cnn"), 8 if lab.tiny else 48
+    images = np.asarray(lab.digits.preprocess(lab.digits.test["image"][:count]))
+    labels = lab.test_labels[:count]
+    black = float((0 - lab.digits.mean[0]) / lab.digits.std[0])
+    key = jax.random.key(0)
+    methods = {
+        "random map": lambda score: report_card.random_map(key, images),
+        "edges": lambda score: report_card.edges(images),
+        "gradient": lambda score: np.abs(attribution.gradient(score, images)).sum(-1),
+        "integrated gradients": lambda score: attribution.integrated_gradients(
+            score, images, baseline=black, steps=4 if lab.tiny else 32
+        ).maps.sum(-1),
+        "occlusion": lambda score: attribution.occlusion(score, images, window=5, stride=2, baseline=black),
+        "Grad-CAM": lambda score: cam.grad_cam(score, images, stage="conv2"),
+    }
+    found = {name: [] for name in methods}
+    for variables in lab.simple_cnn:
+        score = class_score(model, variables, labels)
+        judged = class_score(model, variables, labels, probability=True)
+        for name, method in methods.items():
+            area = faithfulness.deletion(judged, images, method(score), baseline=black).area
+            found[name].append(float(np.mean(area)))
+    bare = min(("random map", "edges"), key=lambda name: np.mean(found[name]))
+    better = [name for name in list(methods)[2:] if clearly_above(found[bare], found[name])]
+    best = min(list(methods)[2:], key=lambda name: np.mean(found[name]))
+    unit = {"scale": 1, "unit": "", "digits": 3}
+    return Claim(
+        said="CNNs are black boxes, hard to interpret.",
+        found="Maps say which pixels counted. Pixels are covered in the order of each map, and the probability of the "
+        "true class is watched: the lower its mean on the way, the better the map. "
+        + "; ".join(f"{name} {several(values, **unit)}" for name, values in found.items())
+        + f". Of {len(methods) - 2} methods {len(better)} are clearly better than {bare}, which knows nothing of the "
+        "network: a map is a hint, to be tested like any other claim.",
+        number=f"{several(found[best], **unit)} ({best}) for {several(found[bare], **unit)} ({bare})",
+        verdict="holds" if not better else "holds in part",
+        figure=draw.bars(found, "mean probability while pixels are covered (lower is better)", scale=1),
+        caption="How well each map finds the pixels that count.",
+        numbers={f"deletion_{name}": interval(values)[0] for name, values in found.items()},
+    )  # fmt: skip
+
+
+CLAIMS = {"cost": cost, "fooled": fooled, "black_box": black_box}
