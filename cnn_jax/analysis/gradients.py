@@ -110,16 +110,20 @@ def per_example(losses: Losses, params: Any, batch: Any, *, chunk: int = 8) -> A
     return run(params, batch)
 
 
-@jax.jit
 def cosines(gradients: Any) -> jax.Array:
-    """The cosine between the gradients of each two examples: f32[N,N], 0 where one is zero.
+    """The cosine between the gradients of each two examples: f32[N,N], 0 where one is zero. Traceable.
 
     Below zero, a step that serves the one harms the other.
 
     Args:
         gradients: arrays with a leading N, as `per_example` gives them.
     """
-    gram = sum(jnp.matmul(g, g.T, precision="highest") for g in map(_rows, jax.tree.leaves(gradients)))
+    return _cosines([_rows(leaf) for leaf in jax.tree.leaves(gradients)])
+
+
+@jax.jit
+def _cosines(rows: list[jax.Array]) -> jax.Array:
+    gram = sum(jnp.matmul(row, row.T, precision="highest") for row in rows)
     length = jnp.sqrt(jnp.diagonal(gram))
     inverse = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
     return (gram * inverse[:, None] * inverse[None]).clip(-1, 1)

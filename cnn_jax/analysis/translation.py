@@ -311,8 +311,8 @@ def consistency(classes: np.ndarray) -> np.ndarray:
     Args:
         classes: i32[P,N], predictions under P shifts, as in `Responses`.
 
-    Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again"; there two shifts are drawn for each image,
-    and here all pairs count, those of a shift with itself too.
+    Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again"; there two shifts are drawn for each
+    image, and here all pairs count, those of a shift with itself too.
     """
     counts = [(classes == label).sum(0) for label in np.unique(classes)]
     return (np.square(np.stack(counts) / len(classes)).sum(0)).astype(np.float32)

@@ -1,5 +1,7 @@
 """Claims on what CNNs see: one filter for all places, a hierarchy of features, and moved images."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,10 +40,10 @@ def sharing(lab: Lab) -> Claim:
     there = clearly_above(found["shared, moved"][few], found["a filter for each place, moved"][few])
     return Claim(
         said="One filter serves the whole image, which saves parameters and labels.",
-        found=f"A filter of 3×3 on three colours has {filter_size} weights, wherever it looks; a dense layer that makes "
-        f"one map of 32×32 of a colour image of that size has {dense:,}. In a network of two convolutions with "
-        f"{counts['shared']:,} parameters, a filter for each place makes it {counts['a filter for each place']:,}. From "
-        f"{few} digits the shared filters reach {several(found['shared, in place'][few])}, the others "
+        found=f"A filter of 3×3 on three colours has {filter_size} weights, wherever it looks; a dense layer that "
+        f"makes one map of 32×32 of a colour image of that size has {dense:,}. In a network of two convolutions with "
+        f"{counts['shared']:,} parameters, a filter for each place makes it {counts['a filter for each place']:,}. "
+        f"From {few} digits the shared filters reach {several(found['shared, in place'][few])}, the others "
         f"{several(found['a filter for each place, in place'][few])}; on digits moved by two pixels down and right "
         f"{several(found['shared, moved'][few])} and {several(found['a filter for each place, moved'][few])}.",
         number=f"{filter_size} weights for {dense:,}; {several(found['shared, in place'][few])} for "
@@ -71,15 +73,15 @@ def hierarchy(lab: Lab) -> Claim:
         edges.append(edge_share(np.asarray(variables["params"]["conv1"]["kernel"][:, :, 0])))
     noise = jax.random.normal(jax.random.key(0), (8, *lab.digits.image_shape))
     fields = [receptive.measured(model, lab.simple_cnn[0], noise, stage=stage).size[0] for stage in stages[:2]]
-    rises = [clearly_above(found[b], found[a]) for a, b in zip(stages, stages[1:], strict=False)]
+    rises = [clearly_above(found[b], found[a]) for a, b in itertools.pairwise(stages)]
     return Claim(
         said="Low layers see edges, high layers parts and whole things.",
         found=f"The mean of each map over its places is given to a linear classifier. From conv1 it names "
         f"{several(found['conv1'])} of the digits, from conv2 {several(found['conv2'])}, from the dense layer "
-        f"{several(found['fc1'])}: what a digit is becomes plainer from stage to stage. A unit of conv1 sees {fields[0]} "
-        f"pixels each way, one of conv2 {fields[1]}. Of the energy of the first filters {several(edges)} is a brightness "
-        "that falls one way, as an edge detector's; a random filter has 25 %. That high layers see concepts as people "
-        "have them is more than these numbers say.",
+        f"{several(found['fc1'])}: what a digit is becomes plainer from stage to stage. A unit of conv1 sees "
+        f"{fields[0]} pixels each way, one of conv2 {fields[1]}. Of the energy of the first filters {several(edges)} "
+        "is a brightness that falls one way, as an edge detector's; a random filter has 25 %. That high layers see "
+        "concepts as people have them is more than these numbers say.",
         number=f"linear probe: {', '.join(several(found[stage]) for stage in stages)}",
         verdict="holds in part" if all(rises) or clearly_above(edges, [0.25] * len(edges)) else "does not hold",
         figure=draw.bars(found, "accuracy of a linear probe, %"),
@@ -130,10 +132,10 @@ def translation_equivariance(lab: Lab) -> Claim:
     return Claim(
         said="CNNs are invariant to translation.",
         found="Two things go by this name. That a convolution's map moves with its image is exact: where images and "
-        f"padding go around and the shift is a multiple of the strides, no stage differs by more than {exact:.0e} of its "
-        "size, which is rounding. That the answer does not change is another matter: digits moved on a black ground by "
-        f"{far} pixels are named rightly in {several(rings[far])} instead of {several(still)}, by {reach} pixels in "
-        f"{several(rings[reach])}, for the dense layer has a weight for each place.",
+        f"padding go around and the shift is a multiple of the strides, no stage differs by more than {exact:.0e} of "
+        "its size, which is rounding. That the answer does not change is another matter: digits moved on a black "
+        f"ground by {far} pixels are named rightly in {several(rings[far])} instead of {several(still)}, by {reach} "
+        f"pixels in {several(rings[reach])}, for the dense layer has a weight for each place.",
         number=f"{several(lost)} points lost by {far} pixels; equivariance error {exact:.0e}",
         verdict="does not hold" if exact > 1e-4 else "holds in part" if interval(lost)[0] > 0.01 else "holds",
         figure=draw.heat_map(np.mean([m.accuracy for m in maps], axis=0), reach),
@@ -212,6 +214,7 @@ def gradient_flow(lab: Lab) -> Claim:
         start = lab.starter(model)
         flow[way] = np.stack([np.asarray(sizes(start(seed))) for seed in lab.seeds])
         found[way] = [float(np.log10(np.maximum(one[1], 1e-30) / one[-1])) for one in flow[way]]
+    better = [clearly_above(found[way], found["sigmoid"]) for way in ways if way != "sigmoid"]
     lost, kept = found["sigmoid"], max((way for way in ways if way != "sigmoid"), key=lambda way: np.mean(found[way]))
     return Claim(
         said="In deep networks gradients vanish; ReLU, batch norm and residual connections let them flow.",
@@ -222,10 +225,10 @@ def gradient_flow(lab: Lab) -> Claim:
             f"with {way} {several(found[way], scale=1, unit='')}" for way in ways if way != "sigmoid"
         )
         + ".",
-        number=f"10^({several(lost, scale=1, unit='')}) with the sigmoid, 10^({several(found[kept], scale=1, unit='')}) "
-        f"with {kept}",
+        number=f"10^({several(lost, scale=1, unit='')}) with the sigmoid, "
+        f"10^({several(found[kept], scale=1, unit='')}) with {kept}",
         verdict=(
-            "holds" if interval(lost)[0] < -3 and all(clearly_above(found[way], lost) for way in ways if way != "sigmoid")
+            "holds" if interval(lost)[0] < -3 and all(better)
             else "holds in part" if interval(lost)[0] < -3 else "does not hold"
         ),
         figure=draw.lines(

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from cnn_jax import models
-from cnn_jax.analysis import adversarial, attribution, cam, faithfulness, report_card
-from cnn_jax.analysis.scores import class_score
+from cnn_jax.analysis import adversarial, attribution, cam, class_score, faithfulness
+from cnn_jax.analysis.report_card import edges, random_map
 from cnn_jax.reporting import textbook as draw
 from cnn_jax.reporting.statistics import interval
 from experiments.claims.lab import Claim, Lab, clearly_above, several
@@ -42,13 +42,15 @@ def cost(lab: Lab) -> Claim:
         said="CNNs are heavy to compute; convolutions hold few of the weights and do most of the work.",
         found=f"Of SimpleCNN's {size['SimpleCNN'].parameters:,} parameters {small[0]:.0%} are in convolutions, and "
         f"{small[1]:.0%} of its {size['SimpleCNN'].flops:,} FLOPs an image. ResNet-50 takes "
-        f"{size['ResNet-50'].flops / 1e9:.1f} GFLOPs for a photograph, {large[1]:.0%} of them in convolutions, which hold "
-        f"{large[0]:.0%} of its weights. This machine looks at a digit in {several(seconds, scale=1e6, unit=' µs')}.",
+        f"{size['ResNet-50'].flops / 1e9:.1f} GFLOPs for a photograph, {large[1]:.0%} of them in convolutions, which "
+        f"hold {large[0]:.0%} of its weights. This machine looks at a digit in "
+        f"{several(seconds, scale=1e6, unit=' µs')}.",
         number=f"{small[0]:.0%} of the weights, {small[1]:.0%} of the FLOPs (SimpleCNN)",
         verdict="holds" if small[0] < 0.5 < small[1] and large[1] > 0.5 and large[0] < 0.5 else "holds in part",
         figure=draw.shares({title: dict(zip(("weights", "FLOPs"), of, strict=True)) for title, of in share.items()}),
         caption="The convolutions' share of weights and arithmetic.",
-        numbers={f"convolutions_{what}_{title}": of[i] for title, of in share.items() for i, what in enumerate(("weights", "flops"))}
+        numbers={f"convolutions_weights_{title}": of[0] for title, of in share.items()}
+        | {f"convolutions_flops_{title}": of[1] for title, of in share.items()}
         | {"microseconds_an_image": 1e6 * interval(seconds)[0]},
     )  # fmt: skip
 
@@ -78,16 +80,16 @@ def fooled(lab: Lab) -> Claim:
     lost = clearly_above(found["noise"][at], found["PGD"][at])
     return Claim(
         said="CNNs are fooled by adversarial examples.",
-        found=f"Each pixel of {count} digits may change by {at:g} of the range. By lot, so that each changes as much as "
-        f"it may, {several(found['noise'][at])} are still named rightly; changed along the gradient in one step (FGSM) "
-        f"{several(found['FGSM'][at])}, in {20} steps (PGD) {several(found['PGD'][at])}; unchanged "
+        found=f"Each pixel of {count} digits may change by {at:g} of the range. By lot, each as much as it "
+        f"may, {several(found['noise'][at])} are still named rightly; changed along the gradient in one step (FGSM) "
+        f"{several(found['FGSM'][at])}, in 20 steps (PGD) {several(found['PGD'][at])}; unchanged "
         f"{several(found['PGD'][0.0])}.",
         number=f"{several(found['PGD'][at])} under PGD, {several(found['noise'][at])} under noise, ε = {at:g}",
         verdict="holds" if lost and interval(found["PGD"][at])[0] < interval(found["noise"][at])[0] - 0.1
         else "holds in part" if lost else "does not hold",
         figure=draw.lines(found, "largest change of a pixel", "accuracy, %", log=False),
         caption="Accuracy by how far each pixel may change.",
-        numbers={f"{name}_{epsilon:g}": interval(values)[0] for name, of in found.items() for epsilon, values in of.items()},
+        numbers={f"{name}_{e:g}": interval(values)[0] for name, of in found.items() for e, values in of.items()},
     )  # fmt: skip
 
 
@@ -99,8 +101,8 @@ def black_box(lab: Lab) -> Claim:
     black = float((0 - lab.digits.mean[0]) / lab.digits.std[0])
     key = jax.random.key(0)
     methods = {
-        "random map": lambda score: report_card.random_map(key, images),
-        "edges": lambda score: report_card.edges(images),
+        "random map": lambda score: random_map(key, images),
+        "edges": lambda score: edges(images),
         "gradient": lambda score: np.abs(attribution.gradient(score, images)).sum(-1),
         "integrated gradients": lambda score: attribution.integrated_gradients(
             score, images, baseline=black, steps=4 if lab.tiny else 32

@@ -6,12 +6,15 @@ import jax
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 from torch import nn
 from torchvision_twins import randomise
 
 from cnn_jax import models
 from cnn_jax.analysis import attribution, cam, faithfulness
 from cnn_jax.analysis.scores import class_score
+from cnn_jax.models.resnet import ResNet
+from cnn_jax.models.sources import SOURCES
 from experiments.peers.torch_models import import_torchvision
 
 pytestmark = pytest.mark.peers
@@ -33,28 +36,32 @@ class SimpleCNN(nn.Module):
         return self.fc2(self.relu3(self.fc1(x.flatten(1))))
 
 
-def twins(network, folder, name, *shape, **options):
+def twins(network, model, *shape):
     """(the network of PyTorch, the score of LABELS here, images for it, the same for here)."""
-    network = network.eval()
-    torch.save(network.state_dict(), folder / "weights.pth")
-    net = models.create_pretrained(name, folder / "weights.pth", **options)
+    (source,) = SOURCES[type(model)].values()
+    tensors = network.eval().state_dict()
     images = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
+    leaves = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images))
+    variables = {}
+    for path in leaves:
+        inside = "/".join(path[1:])
+        variables[path] = source.from_torch(inside, tensors[source.name(inside)].numpy(), shape[:2])
     theirs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    return network, class_score(net.model, net.variables, LABELS), theirs, images
+    return network, class_score(model, unflatten_dict(variables), LABELS), theirs, images
 
 
 @pytest.fixture(scope="module")
-def simple(tmp_path_factory):
+def simple():
     torch.manual_seed(0)
-    return twins(SimpleCNN(), tmp_path_factory.mktemp("simple"), "simple_cnn", 28, 28, 1)
+    return twins(SimpleCNN(), models.create("simple_cnn"), 28, 28, 1)
 
 
 @pytest.fixture(scope="module")
-def resnet(tmp_path_factory):
+def resnet():
     """Whose blocks use one ReLU twice."""
     zoo = import_torchvision().models.resnet
     network = randomise(zoo.ResNet(zoo.BasicBlock, [1, 1, 1, 1], num_classes=10))
-    return twins(network, tmp_path_factory.mktemp("resnet"), "resnet18", 48, 40, 3, depths=(1, 1, 1, 1))
+    return twins(network, ResNet((1, 1, 1, 1), "basic", stem="large"), 48, 40, 3)
 
 
 def assert_same(ours, theirs):
@@ -120,9 +127,14 @@ def test_grad_cam_is_captums(simple, stage):
     assert_same(cam.grad_cam(score, images, stage=stage.replace("relu", "conv")), expected[:, 0])
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("grad_cam", "GradCAM"), ("grad_cam_plus_plus", "GradCAMPlusPlus"),
-                                              ("layer_cam", "LayerCAM")])  # fmt: skip
-@pytest.mark.parametrize(("name", "stage", "layer"), [("simple", "conv2", "relu2"), ("resnet", "stage3", "layer3")])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "name", "stage", "layer"),
+    [
+        ("grad_cam", "GradCAM", "resnet", "stage3", "layer3"),
+        ("grad_cam_plus_plus", "GradCAMPlusPlus", "simple", "conv2", "relu2"),
+        ("layer_cam", "LayerCAM", "simple", "conv1", "relu1"),
+    ],
+)
 def test_cams_are_pytorch_grad_cams(request, ours, theirs, name, stage, layer):
     """Which stretches each map from 0 to 1."""
     import pytorch_grad_cam
@@ -168,7 +180,7 @@ def test_max_sensitivity(simple, key):
     ])  # fmt: skip
     changes = torch.from_numpy(changes.transpose(1, 0, 4, 2, 3).reshape(12, 1, 28, 28))  # captum: image by image
     expected = captum.metrics.sensitivity_max(
-        captum.attr.Saliency(network).attribute, theirs.detach(), lambda inputs: inputs + changes,
+        captum.attr.Saliency(network).attribute, theirs.requires_grad_(), lambda inputs: inputs + changes,
         n_perturb_samples=3, target=LABELS, abs=False,
     )  # fmt: skip
     found = faithfulness.max_sensitivity(

