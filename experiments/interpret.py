@@ -152,8 +152,9 @@ def loaded(config: Config, few: int) -> tuple:
 
 def normalised(images, about: dict) -> jax.Array:
     """u8 or f32 in [0,1] to what the network takes."""
-    scaled = images / 255 if images.dtype == np.uint8 else images
-    return ((scaled - jnp.asarray(about["mean"])) / jnp.asarray(about["std"])).astype(jnp.float32)
+    scaled = images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
+    mean, std = (np.reshape(about[name], (1, 1, 1, -1)).astype(np.float32) for name in ("mean", "std"))
+    return jnp.asarray((scaled - mean) / std)
 
 
 def outline(model, variables, images) -> dict[str, tuple[int, ...]]:

@@ -159,7 +159,7 @@ def rise(
         probability: that a cell lets through.
         baseline: what hides: a number, f32[H,W,C] or f32[N,H,W,C].
 
-    Source: Petsiuk et al. 2018, "RISE: Randomized input sampling for explanation of black-box models", sections 3.1 and 3.2.
+    Source: Petsiuk et al. 2018, "RISE: Randomized input sampling for explanation of black-box models", section 3.
     """
     at_least_one(masks=masks, cells=cells)
     if not 0 < probability < 1:

@@ -60,7 +60,7 @@ def fooled(lab: Lab) -> Claim:
     model, count = models.create("simple_cnn"), 50 if lab.tiny else 200
     images = np.asarray(lab.digits.test["image"][:count], np.float32) / 255
     labels = lab.test_labels[:count]
-    mean, std = (np.asarray(of, np.float32) for of in (lab.digits.mean, lab.digits.std))
+    mean, std = (np.reshape(of, (1, 1, 1, -1)).astype(np.float32) for of in (lab.digits.mean, lab.digits.std))
     epsilons = (0.1,) if lab.tiny else (0.05, 0.1, 0.2, 0.3)
     attacks = {"FGSM": adversarial.fgsm, "PGD": partial(adversarial.pgd, steps=2 if lab.tiny else 20)}
     found = {name: {0.0: [], **{e: [] for e in epsilons}} for name in (*attacks, "noise")}

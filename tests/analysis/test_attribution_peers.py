@@ -46,7 +46,7 @@ def twins(network, model, *shape):
     for path in leaves:
         inside = "/".join(path[1:])
         variables[path] = source.from_torch(inside, tensors[source.name(inside)].numpy(), shape[:2])
-    theirs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    theirs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
     return network, class_score(model, unflatten_dict(variables), LABELS), theirs, images
 
 
@@ -75,7 +75,7 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("name", ["simple", "resnet"])
 def test_gradients(request, name):
     network, score, theirs, images = request.getfixturevalue(name)
-    expected = captum.attr.Saliency(network).attribute(theirs.requires_grad_(), target=LABELS, abs=False)
+    expected = captum.attr.Saliency(network).attribute(theirs, target=LABELS, abs=False)
     assert_same(attribution.gradient(score, images), expected)
     expected = captum.attr.InputXGradient(network).attribute(theirs, target=LABELS)
     assert_same(attribution.gradient_times_input(score, images), expected)
@@ -84,7 +84,7 @@ def test_gradients(request, name):
 @pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
 def test_guided_back_propagation(simple):
     network, score, theirs, images = simple
-    expected = captum.attr.GuidedBackprop(network).attribute(theirs.requires_grad_(), target=LABELS)
+    expected = captum.attr.GuidedBackprop(network).attribute(theirs, target=LABELS)
     assert_same(attribution.guided_backpropagation(score, images), expected)
 
 
@@ -172,6 +172,7 @@ def test_infidelity(simple, key):
         assert_same(ours, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
 def test_max_sensitivity(simple, key):
     network, score, theirs, images = simple
     of_noise, _ = jax.random.split(key)
@@ -180,7 +181,7 @@ def test_max_sensitivity(simple, key):
     ])  # fmt: skip
     changes = torch.from_numpy(changes.transpose(1, 0, 4, 2, 3).reshape(12, 1, 28, 28))  # captum: image by image
     expected = captum.metrics.sensitivity_max(
-        captum.attr.Saliency(network).attribute, theirs.requires_grad_(), lambda inputs: inputs + changes,
+        captum.attr.Saliency(network).attribute, theirs, lambda inputs: inputs + changes,
         n_perturb_samples=3, target=LABELS, abs=False,
     )  # fmt: skip
     found = faithfulness.max_sensitivity(
