@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cnn_jax import analysis, cli, data, models, reporting, runtime, tasks, training
+from cnn_jax import cli, data, models, reporting, runtime, tasks, training
 from cnn_jax.analysis import curvature, gradients
 from cnn_jax.errors import InputError
 from cnn_jax.reporting import page
@@ -77,25 +77,29 @@ def main(config: Config) -> None:
     def sizes(params, after, batch, batch_stats):
         gradient = jax.grad(lambda params: losses(params, batch, batch_stats).mean())(params)
         update = jax.tree.map(jnp.subtract, after, params)
-        return {
+        outputs = model.apply({"params": params, "batch_stats": batch_stats}, dataset.preprocess(batch["image"]))
+        entering = gradients.at_output(lambda outputs: task.loss(outputs, batch)[0], outputs)
+        return entering, {
             kind: gradients.norms(x) for kind, x in (("gradient", gradient), ("update", update), ("weight", params))
         }
 
     order = training.Order(dataset.size("train"), min(batch_size, dataset.size("train")), config.seed).rows(0, steps)
     at = np.linspace(0, steps - 1, looks).round().astype(int)
-    history, found = {kind: {} for kind in ("gradient", "update", "weight")}, []
+    history, output, found = {kind: {} for kind in ("gradient", "update", "weight")}, [], []
     many, few = dataset.rows("train", np.arange(curved)), dataset.rows("train", np.arange(examples))
     for i, rows in enumerate(order):
         batch, before = dataset.rows("train", rows), state
         state, _ = step(state, batch, key)
         if i % max(1, steps // 20) == 0 or i == steps - 1:
-            for kind, of in sizes(before.params, state.params, batch, before.batch_stats).items():
+            entering, norms = sizes(before.params, state.params, batch, before.batch_stats)
+            output.append(float(entering))
+            for kind, of in norms.items():
                 for path, norm in of.items():
                     history[kind].setdefault(path, {})[i] = float(norm)
         if i in at:
             found.append(look(i, before, losses, many, few, lanczos, probes, key))
             print(found[-1]["said"], flush=True)
-    report(config, run, dataset, state.params, history, found)
+    report(config, run, dataset, state.params, history, output, found)
 
 
 def look(i: int, state, losses, many, few, lanczos: int, probes: int, key) -> dict:
@@ -121,12 +125,11 @@ def look(i: int, state, losses, many, few, lanczos: int, probes: int, key) -> di
     return {"step": i, "numbers": numbers, "density": curvature.density(spectrum), "said": f"step {i}: {said}"}
 
 
-def report(config: Config, run: Run, dataset, params, history: dict, found: list[dict]) -> None:
+def report(config: Config, run: Run, dataset, params, history: dict, output: list[float], found: list[dict]) -> None:
     figure = page.drawing(run.path)
     kernels = [path for path in history["gradient"] if path.endswith("kernel")]
-    bias = [path for path in history["gradient"] if path.endswith("bias")][-1]
     gradient = {path: np.array(list(of.values())) for path, of in history["gradient"].items()}
-    flags = analysis.gradients.verdicts(gradient, params, output=bias)
+    flags = gradients.verdicts(gradient, params, output=output)
     rows = [
         [path, *(f"{np.median(list(history[kind][path].values())):.3g}" for kind in history), flags[path]]
         for path in kernels

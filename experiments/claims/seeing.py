@@ -24,8 +24,8 @@ def sharing(lab: Lab) -> Claim:
     moved = np.roll(lab.digits.test["image"], (2, 2), (1, 2))
     counts = {}
     for way, shared in ways.items():
-        model = Tower(depth=2, width=8, shared=shared)
-        learn, accuracy = lab.learner(model, learning_rate=3e-3), lab.scorer(model)
+        model = Tower(depth=2, width=8, shared=shared, flatten=True)
+        learn, accuracy = lab.learner(model), lab.scorer(model)
         for n in sizes:
             for seed in lab.seeds:
                 variables = learn(seed, analysis.draw_balanced(jax.random.key(seed), lab.labels, shots=n // 10))

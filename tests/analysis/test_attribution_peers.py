@@ -19,6 +19,7 @@ from experiments.peers.torch_models import import_torchvision
 
 pytestmark = pytest.mark.peers
 LABELS = [3, 0, 7, 3]
+ZOO = import_torchvision().models.resnet  # which pytorch-grad-cam imports too
 
 
 class SimpleCNN(nn.Module):
@@ -59,8 +60,7 @@ def simple():
 @pytest.fixture(scope="module")
 def resnet():
     """Whose blocks use one ReLU twice."""
-    zoo = import_torchvision().models.resnet
-    network = randomise(zoo.ResNet(zoo.BasicBlock, [1, 1, 1, 1], num_classes=10))
+    network = randomise(ZOO.ResNet(ZOO.BasicBlock, [1, 1, 1, 1], num_classes=10))
     return twins(network, ResNet((1, 1, 1, 1), "basic", stem="large"), 48, 40, 3)
 
 

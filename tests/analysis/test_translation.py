@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
-from networks import filled
+from networks import compiled, filled
 from PIL import Image
 
 from cnn_jax import analysis, models
@@ -22,17 +22,27 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("offset", [(0, 0), (2, -3), (-1, 4)])
-def test_whole_shifts_roll_or_fill(offset):
+def shifted(images, offset, fill=None):
+    moved = np.roll(images, offset, (1, 2))
+    if fill is not None:
+        rows, columns = (np.arange(side) - by for side, by in zip(images.shape[1:3], offset, strict=True))
+        moved[:, (rows < 0) | (rows >= images.shape[1])] = fill
+        moved[:, :, (columns < 0) | (columns >= images.shape[2])] = fill
+    return moved
+
+
+def test_whole_shifts_roll_or_fill():
     images = noise(2, 6, 7, 2)
-    np.testing.assert_array_equal(translation.shift(images, jnp.array(offset)), np.roll(images, offset, (1, 2)))
-    expected = np.broadcast_to(np.float32([5, -5]), images.shape).copy()
-    for y in range(6):
-        for x in range(7):
-            if 0 <= y - offset[0] < 6 and 0 <= x - offset[1] < 7:
-                expected[:, y, x] = images[:, y - offset[0], x - offset[1]]
-    np.testing.assert_array_equal(translation.shift(images, offset, fill=[5, -5]), expected)
-    np.testing.assert_allclose(translation.shift_between(images, jnp.float32(offset), fill=[5, -5]), expected)
+    roll = jax.jit(translation.shift)
+    cut, between = (
+        jax.jit(partial(function, fill=[5, -5])) for function in (translation.shift, translation.shift_between)
+    )
+    for offset in [(0, 0), (2, -3), (-1, 4), (6, 0)]:
+        np.testing.assert_array_equal(roll(images, jnp.array(offset)), shifted(images, offset))
+        expected = shifted(images, offset, fill=[5, -5])
+        np.testing.assert_array_equal(cut(images, jnp.array(offset)), expected)
+        np.testing.assert_allclose(between(images, jnp.array(offset, jnp.float32)), expected)
+    np.testing.assert_array_equal(cut(images, jnp.array((6, 0))), np.broadcast_to(np.float32([5, -5]), images.shape))
 
 
 @pytest.mark.parametrize("side", [7, 8])
@@ -43,25 +53,27 @@ def test_waves_are_shifted_by_parts_of_pixels(side):
         rows, columns = (places - 2 * np.pi * by / side for by in (down, right))
         return (np.cos(2 * rows)[:, None] + np.sin(3 * columns + rows[:, None]))[None, :, :, None].astype(np.float32)
 
-    moved = translation.shift_between(wave(0, 0), jnp.array([0.3, -1.6]))
+    move = jax.jit(translation.shift_between)
+    moved = move(wave(0, 0), jnp.array([0.3, -1.6]))
     np.testing.assert_allclose(moved, wave(0.3, -1.6), atol=1e-5)
-    images = noise(2, side, side, 2)
-    rolled = translation.shift_between(images, jnp.array([2.0, -1.0]))
+    images = noise(1, side, side, 1)
+    rolled = move(images, jnp.array([2.0, -1.0]))
     np.testing.assert_allclose(rolled, np.roll(images, (2, -1), (1, 2)), atol=1e-5)
 
 
 def test_bilinear_shifts_are_those_of_scipy():
     image = noise(6, 7)
-    moved = translation.shift_between(image[None, ..., None], jnp.array([0.25, -1.6]), fill=2.0)[0, ..., 0]
+    move = partial(translation.shift_between, fill=2.0)
+    moved = compiled(move, image[None, ..., None], jnp.array([0.25, -1.6]))[0, ..., 0]
     expected = scipy.ndimage.shift(image, (0.25, -1.6), order=1, mode="grid-constant", cval=2.0)
     np.testing.assert_allclose(moved, expected, atol=1e-5)
 
 
 def test_turns():
     images = noise(2, 6, 6, 2)
-    np.testing.assert_allclose(translation.rotate(images, 90.0), np.rot90(images, axes=(1, 2)), atol=1e-4)
+    np.testing.assert_allclose(compiled(translation.rotate, images, 90.0), np.rot90(images, axes=(1, 2)), atol=1e-4)
     image = noise(7, 9)
-    turned = translation.rotate(image[None, ..., None], jnp.float32(33), fill=[2.0])[0, ..., 0]
+    turned = compiled(partial(translation.rotate, fill=[2.0]), image[None, ..., None], 33.0)[0, ..., 0]
     expected = scipy.ndimage.rotate(image, 33, reshape=False, order=1, mode="grid-constant", cval=2.0)
     np.testing.assert_allclose(turned, expected, atol=1e-4)
 
@@ -157,8 +169,8 @@ def test_heat_maps_are_those_of_a_loop(fill):
     maps = translation.heat_map(network, variables, images, labels, reach=2, fill=fill, batch_size=2)
     np.testing.assert_array_equal(maps.down, [-2, -1, 0, 1, 2])
     offsets = [(down, right) for down in maps.down for right in maps.right]
-    moved = np.concatenate([translation.shift(images, offset, fill=fill) for offset in offsets])
-    logits = np.asarray(network.apply(variables, moved)).reshape(25, 5, 10)
+    moved = np.concatenate([shifted(images, offset, fill) for offset in offsets])
+    logits = compiled(network.apply, variables, moved).reshape(25, 5, 10)
     classes = logits.argmax(-1)
     probability = np.exp(logits - np.logaddexp.reduce(logits, -1, keepdims=True))[:, np.arange(5), labels]
     np.testing.assert_allclose(maps.accuracy, (classes == labels).mean(1).reshape(5, 5))
@@ -185,10 +197,11 @@ def test_curves():
     network = models.create("simple_cnn")
     variables = filled(network, images)
     turned = translation.respond(network, variables, images, labels, partial(translation.rotate, fill=1.0), [0.0, 90])
-    expected = np.stack([np.asarray(network.apply(variables, np.rot90(images, k, (1, 2)))) for k in (0, 1)])
+    both = np.concatenate([np.rot90(images, k, (1, 2)) for k in (0, 1)])
+    expected = compiled(network.apply, variables, both).reshape(2, 3, 10)
     np.testing.assert_array_equal(turned.classes, expected.argmax(-1))
     np.testing.assert_array_equal(turned.correct, expected.argmax(-1) == labels)
-    probability = np.asarray(jax.nn.softmax(expected))[:, np.arange(3), labels]
+    probability = np.exp(expected - np.logaddexp.reduce(expected, -1, keepdims=True))[:, np.arange(3), labels]
     np.testing.assert_allclose(turned.probability, probability, rtol=1e-3)
 
 

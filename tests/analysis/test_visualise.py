@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import filled
+from networks import compiled, filled
 
 from cnn_jax import models
 from cnn_jax.analysis.visualise import unit_score, visualise
@@ -47,11 +47,11 @@ def test_units_like_their_images_better_than_any_noise(key):
     model = models.create("simple_cnn")
     noise = np.random.default_rng(0).uniform(size=(200, 12, 12, 1)).astype(np.float32)
     variables = filled(model, noise)
-    answers = unit_score(model, variables, stage="conv2", units=np.arange(200) % 64)(noise)
+    answers = compiled(unit_score(model, variables, stage="conv2", units=np.arange(200) % 64), noise)
     units = np.argsort(-answers)[:3] % 64  # such as are not silent
     found = visualise(key, unit_score(model, variables, stage="conv2", units=units), shape=(3, 12, 12, 1), steps=64)
     for unit, reached in zip(units, found.scores[-1], strict=True):
-        best = unit_score(model, variables, stage="conv2", units=[unit] * 200)(noise).max()
+        best = compiled(unit_score(model, variables, stage="conv2", units=[unit] * 200), noise).max()
         assert reached > best
 
 

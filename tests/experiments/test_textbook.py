@@ -2,6 +2,9 @@
 
 import json
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import fails, succeeds
@@ -9,6 +12,7 @@ from commands import fails, succeeds
 from cnn_jax import data, models
 from experiments import textbook
 from experiments.claims import lab, seeing
+from experiments.claims.networks import Local
 
 
 def test_some_claims(tmp_path):
@@ -45,6 +49,18 @@ def test_edge_share():
     assert seeing.edge_share(spot) == pytest.approx(0, abs=1e-6)
     noise = np.random.default_rng(0).normal(size=(3, 3, 4000)).astype(np.float32)
     assert seeing.edge_share(noise) == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_filter_for_each_place_is_linens(key):
+    x = jax.random.normal(key, (2, 5, 6, 3))
+    ours, linen = Local(4), nn.ConvLocal(4, (3, 3))
+    variables = linen.init(key, x)
+    kernel = variables["params"]["kernel"]  # Linen's columns have the channels first
+    rows = kernel.reshape(30, 3, 9, 4).swapaxes(1, 2).reshape(30, 27, 4)
+    bias = jnp.arange(120.0).reshape(5, 6, 4)
+    expected = linen.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    found = ours.apply({"params": {"kernel": rows, "bias": bias.reshape(30, 4)}}, x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_what_a_seed_learns_is_the_same_again():
