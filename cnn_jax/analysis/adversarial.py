@@ -24,6 +24,7 @@ import numpy as np
 
 from cnn_jax.analysis.batches import batches
 from cnn_jax.analysis.loops import for_loops
+from cnn_jax.analysis.programs import program
 from cnn_jax.analysis.scores import at_least_one
 from cnn_jax.errors import InputError, unknown
 
@@ -280,18 +281,18 @@ def robust_accuracy(
         _check(images, float(epsilon), NORMS[0], bounds)
     _check_labels(labels, (len(images), jax.eval_shape(logits, images[:1]).shape[-1]))
 
-    @jax.jit
-    def survive(key, images, labels, epsilon):
+    def survives(key, images, labels, epsilon):
         objective = fooling(logits, labels)
         found = attack(key, objective, images, epsilon=epsilon, bounds=bounds)
         return (objective(images)[1] < 0) & (objective(found)[1] < 0)
 
-    robust = np.zeros((len(epsilons), len(images)), bool)
+    robust, run = np.zeros((len(epsilons), len(images)), bool), None
     for number, (rows, batch, mask) in enumerate(batches(images, batch_size=batch_size)):
         filled = np.pad(labels[rows], (0, (~mask).sum()), mode="edge")
         for i, epsilon in enumerate(epsilons):
-            survived = survive(jax.random.fold_in(key, number), batch, filled, np.float32(epsilon))
-            robust[i, rows] = np.asarray(survived)[mask]
+            args = (jax.random.fold_in(key, number), batch, filled, np.float32(epsilon))
+            run = run or program(survives, *args)
+            robust[i, rows] = np.asarray(run(*args))[mask]
     order = np.argsort(epsilons)
     robust[order] = np.logical_and.accumulate(robust[order])
     return Robustness(epsilons, robust.mean(1), robust)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from cnn_jax.analysis.loops import for_loops
+from cnn_jax.analysis.programs import program
 from cnn_jax.analysis.scores import at_least_one
 from cnn_jax.errors import InputError
 
@@ -52,7 +53,6 @@ def trace(key: jax.Array, loss: Loss, params: Any, *, probes: int = 32) -> Trace
     """
     at_least_one(probes=probes)
 
-    @jax.jit
     def run(key, params):
         flat, multiply = _flat(loss, params)
 
@@ -63,7 +63,7 @@ def trace(key: jax.Array, loss: Loss, params: Any, *, probes: int = 32) -> Trace
         samples = jax.lax.map(sample, jax.random.split(key, probes))
         return Trace(samples.mean(), samples.std(ddof=1) / probes**0.5 if probes > 1 else jnp.nan, samples)
 
-    return run(key, params)
+    return program(run, key, params)(key, params)
 
 
 class Eigenvalues(NamedTuple):
@@ -96,7 +96,6 @@ def eigenvalues(key: jax.Array, loss: Loss, params: Any, *, count: int = 1, step
     if count > steps:
         raise InputError(f"{count} eigenvalues of {steps} steps: take at least as many steps")
 
-    @jax.jit
     def run(key, params):
         flat, multiply = _flat(loss, params)
         alphas, betas, basis = _lanczos(key, multiply, flat.size, steps)
@@ -106,7 +105,7 @@ def eigenvalues(key: jax.Array, loss: Loss, params: Any, *, count: int = 1, step
         unravel = ravel_pytree(params)[1]
         return Eigenvalues(values, jax.vmap(unravel)(directions), jnp.abs(betas[-1] * vectors[-1]))
 
-    return run(key, params)
+    return program(run, key, params)(key, params)
 
 
 class Spectrum(NamedTuple):
@@ -123,7 +122,7 @@ def spectrum(key: jax.Array, loss: Loss, params: Any, *, steps: int = 80, probes
     """The distribution of the Hessian's eigenvalues by stochastic Lanczos quadrature.
 
     Ghorbani, Krishnan & Xiao 2019, "An investigation into neural net optimization via Hessian eigenvalue density",
-    section 2, whose steps and probes were 90 and 10. Memory holds `steps` vectors of P numbers.
+    section 2. Memory holds `steps` vectors of P numbers.
 
     Args:
         key: of the random vectors.
@@ -136,7 +135,6 @@ def spectrum(key: jax.Array, loss: Loss, params: Any, *, steps: int = 80, probes
     at_least_one(probes=probes, steps=steps)
     _check_steps(steps, params)
 
-    @jax.jit
     def run(key, params):
         flat, multiply = _flat(loss, params)
 
@@ -147,7 +145,7 @@ def spectrum(key: jax.Array, loss: Loss, params: Any, *, steps: int = 80, probes
 
         return jax.lax.map(probe, jax.random.split(key, probes))
 
-    return run(key, params)
+    return program(run, key, params)(key, params)
 
 
 def density(spectrum: Spectrum, *, points: int = 1024, width: float | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,8 @@ def attributions(images: np.ndarray, maps: Mapping[str, np.ndarray], titles: Seq
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """A map f32[H,W] or f32[H,W,C] as colours u8[H,W,3], the 99th percentile of its size being the brightest."""
+    """A map f32[H,W] or f32[H,W,C] as colours u8[H,W,3], from its least size to the 99th percentile."""
     size = np.abs(values).sum(-1) if values.ndim == 3 else np.abs(values)
+    size = size - size.min()
     top = np.percentile(size, 99)
     return colours("inferno", size / top if top > 0 else size)

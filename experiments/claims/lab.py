@@ -39,7 +39,7 @@ class Lab:
         steps: of a training, with batches of `batch_size`.
     """
 
-    def __init__(self, digits: data.Dataset, *, seeds: int, steps: int, batch_size: int = 64, tiny: bool = False):
+    def __init__(self, digits: data.Dataset, *, seeds: int, steps: int, batch_size: int = 32, tiny: bool = False):
         self.digits, self.seeds, self.steps, self.batch_size, self.tiny = digits, range(seeds), steps, batch_size, tiny
         self.labels, self.test_labels = digits.labels("train"), digits.labels("test")
 
