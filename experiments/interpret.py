@@ -5,8 +5,8 @@
 
 Explains single images by seven methods (IG: integrated gradients; Smooth: SmoothGrad); sets each beside a random map
 and an edge detector in a report card of its faithfulness, with means and 95 % intervals over the images; and says of
-each stage how many units are dead, how much is silent, and what its units like to see. Writes runs/interpret/report.html
-or that of --out. 32 digits of SimpleCNN take 4 minutes on 2 CPU cores.
+each stage how many units are dead, how much is silent, and what its units like to see. Writes runs/interpret or
+--out. 32 digits of SimpleCNN take 4 minutes on 2 CPU cores.
 """
 
 import json

@@ -85,12 +85,15 @@ def insertion(
 
 
 def blurred(images: Any) -> jax.Array:
-    """Images under a Gaussian of 5 pixels, cut to 11×11, as RISE's insertion begins with: f32[N,H,W,C]."""
+    """Images under a Gaussian of 5 pixels, cut to 11×11, as RISE's insertion begins with: f32[N,H,W,C].
+
+    Beyond the border lies the last pixel; in RISE's program 0.
+    """
     return _blurred(check_images(images))
 
 
-def cover_square(key: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(1 in a square and 0 elsewhere, the image with 0 in the square), both f32[H,W,C].
+def cover_square(key: jax.Array, image: jax.Array, baseline: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(1 in a square and 0 elsewhere, the image with the baseline in the square), all f32[H,W,C].
 
     For maps that say how much each number adds to the score, as integrated gradients do. The square's side is drawn
     from 1 pixel to half the image, and its place.
@@ -102,13 +105,13 @@ def cover_square(key: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
     inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
     inside = jnp.broadcast_to(inside[..., None], image.shape)
-    return inside.astype(image.dtype), jnp.where(inside, 0, image)
+    return inside.astype(image.dtype), jnp.where(inside, baseline, image)
 
 
-def remove_square(key: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same square, with the image's own numbers in it in the place of 1: for maps that are derivatives."""
-    inside, changed = cover_square(key, image)
-    return inside * image, changed
+def remove_square(key: jax.Array, image: jax.Array, baseline: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same square, with the difference to the baseline in it in the place of 1: for maps that are derivatives."""
+    inside, changed = cover_square(key, image, baseline)
+    return inside * (image - baseline), changed
 
 
 class Infidelity(NamedTuple):
@@ -128,7 +131,8 @@ def infidelity(
     images: Any,
     maps: Any,
     *,
-    perturb: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = cover_square,
+    perturb: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = cover_square,
+    baseline: Any = 0.0,
     samples: int = 200,
     batch_size: int = 64,
 ) -> Infidelity:
@@ -138,7 +142,8 @@ def infidelity(
 
     Args:
         key: an image's changes depend on it and on the image's row, not on the batch size.
-        perturb: (key, image) to (I, changed image), all f32[H,W,C]; traceable, and defined once.
+        perturb: (key, image, baseline) to (I, changed image), all f32[H,W,C]; traceable, and defined once.
+        baseline: what covers: a number, f32[H,W,C] or f32[N,H,W,C].
 
     Source: Yeh et al. 2019, "On the (in)fidelity and sensitivity of explanations", definition 2.1; as captum has it.
     """
@@ -150,7 +155,8 @@ def infidelity(
     keys = jax.random.split(key, len(images))
     together = max(1, batch_size // len(images))
     program = partial(_of_changes, perturb=perturb, samples=samples, together=together)
-    said, fallen, both, error = in_batches(program, score, images, maps, keys, batch_size=batch_size).T
+    arrays = maps, like_images("baseline", baseline, images), keys
+    said, fallen, both, error = in_batches(program, score, images, *arrays, batch_size=batch_size).T
     explained = jnp.square(both) / jnp.where(said > 0, said, 1)
     scaled = jnp.maximum(fallen - explained, 0)
     return Infidelity(error, scaled, scaled / jnp.where(fallen > 0, fallen, 1))
@@ -322,21 +328,22 @@ def _blurred(images):
     along = along / along.sum()
     for axis in (1, 2):
         widths = [(5, 5) if i == axis else (0, 0) for i in range(4)]
-        padded, side = jnp.pad(images, widths), images.shape[axis]
+        padded, side = jnp.pad(images, widths, mode="edge"), images.shape[axis]
         images = sum(w * jax.lax.slice_in_dim(padded, i, i + side, axis=axis) for i, w in enumerate(along.tolist()))
     return images
 
 
 @partial(jax.jit, static_argnames=("perturb", "samples", "together"))
-def _of_changes(score, images, maps, keys, *, perturb, samples, together):
+def _of_changes(score, images, maps, baseline, keys, *, perturb, samples, together):
     """f32[N,4]: means over changes of said², fallen², said · fallen and (said − fallen)²."""
     whole = values(score, images)[:, None]
 
-    def one(key, image, sample):
-        return perturb(jax.random.fold_in(key, sample), image)
+    def one(key, image, baseline, sample):
+        return perturb(jax.random.fold_in(key, sample), image, baseline)
 
     def moments(index):
-        change, changed = jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))(keys, images, index)
+        every = jax.vmap(jax.vmap(one, (None, None, None, 0)), (0, 0, 0, None))
+        change, changed = every(keys, images, baseline, index)
         said = (change * maps[:, None]).sum((2, 3, 4))
         fallen = whole - evaluate(score, changed)
         return jnp.stack([said**2, fallen**2, said * fallen, (said - fallen) ** 2], axis=-1)

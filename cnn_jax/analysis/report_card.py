@@ -27,7 +27,7 @@ MEASURES = {
     "deletion": "mean score while pixels are covered, those of the greatest values first: low is good",
     "max_sensitivity": "greatest change of the map under small changes of the image, in parts of the map: low is good",
     "infidelity": "squared error of the map's sum over a square, at its best scale, as the fall of the score when the "
-    "square is covered by 0, in parts of the error of a map of zeros: low is good, 1 is nothing",
+    "square is covered, in parts of the error of a map of zeros: low is good, 1 is nothing",
     "randomisation": "rank correlation with the map of the network whose modules are drawn anew, from the last to the "
     "first, mean over these: near 0 is good, 1 is a map that knows nothing of the network",
     "pointing": "how often the greatest value lies in a box of the object: high is good",
@@ -107,7 +107,7 @@ def report_card(
         judged: the score that insertion and deletion look at, such as the probability where a logit is explained; None
             for `score`.
         boxes: of the objects, as for `pointing_game`; None leaves it out.
-        baseline: what says nothing, for completeness and deletion.
+        baseline: what says nothing, for completeness, deletion and infidelity.
         radius: of `max_sensitivity`, which takes 10 samples.
         samples: of `infidelity`.
     """
@@ -126,7 +126,9 @@ def report_card(
             "insertion": faithfulness.insertion(judged, images, maps, **options).area,
             "deletion": faithfulness.deletion(judged, images, maps, baseline=baseline, **options).area,
             "max_sensitivity": faithfulness.max_sensitivity(of_noise, method, score, images, radius=radius),
-            "infidelity": faithfulness.infidelity(of_squares, score, images, maps, samples=samples, **options).relative,
+            "infidelity": faithfulness.infidelity(
+                of_squares, score, images, maps, baseline=baseline, samples=samples, **options
+            ).relative,
             "randomisation": faithfulness.cascade(of_networks, method, score, images).similarity.mean(0),
         }
         if boxes is not None:

@@ -148,7 +148,7 @@ def test_cams_are_pytorch_grad_cams(request, ours, theirs, name, stage, layer):
     assert_same((found - least) / (most - least), expected)
 
 
-def noise(key, image):
+def noise(key, image, baseline):
     change = 0.3 * jax.random.normal(key, image.shape)
     return change, image - change
 
@@ -157,7 +157,7 @@ def test_infidelity(simple, key):
     network, score, theirs, images = simple
     maps = attribution.gradient(score, images)
     changes = [
-        noise(jax.random.fold_in(of_image, i), image)[0]
+        noise(jax.random.fold_in(of_image, i), image, 0)[0]
         for of_image, image in zip(jax.random.split(key, 4), images, strict=True)
         for i in range(6)
     ]

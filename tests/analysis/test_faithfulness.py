@@ -71,7 +71,7 @@ def test_deletion_and_insertion_by_hand(batch_size):
 def test_insertion_begins_with_a_blurred_image():
     along = stats.norm.pdf(np.arange(-5, 6), scale=5)
     kernel = along / along.sum()
-    expected = ndimage.correlate1d(ndimage.correlate1d(IMAGES, kernel, 1, mode="constant"), kernel, 2, mode="constant")
+    expected = ndimage.correlate1d(ndimage.correlate1d(IMAGES, kernel, 1, mode="nearest"), kernel, 2, mode="nearest")
     np.testing.assert_allclose(faithfulness.blurred(IMAGES), expected, atol=1e-5)
     curve = faithfulness.insertion(LINEAR, IMAGES, IMAGES, steps=2)
     np.testing.assert_allclose(curve.values[:, 0], weighted(WEIGHTS, expected), atol=1e-4)
@@ -90,9 +90,9 @@ def test_infidelity(key):
     """Contributions to a sum say all of what a covered square takes; half of them a half."""
 
     def found(maps, **options):
-        return faithfulness.infidelity(key, LINEAR, IMAGES, maps, samples=30, batch_size=2, **options)
+        return faithfulness.infidelity(key, LINEAR, IMAGES, maps, baseline=0.5, samples=30, batch_size=2, **options)
 
-    maps = WEIGHTS * IMAGES
+    maps = WEIGHTS * (IMAGES - 0.5)
     for value in found(maps):
         np.testing.assert_allclose(value, 0, atol=1e-4)
     derivative = np.broadcast_to(WEIGHTS, IMAGES.shape)
@@ -108,16 +108,16 @@ def test_infidelity(key):
 
 def test_squares(key):
     image = jnp.asarray(random(9, 6, 2))
-    squares = jax.jit(jax.vmap(lambda i: faithfulness.cover_square(jax.random.fold_in(key, i), image)))
+    squares = jax.jit(jax.vmap(lambda i: faithfulness.cover_square(jax.random.fold_in(key, i), image, 2 * image)))
     inside, changed = map(np.asarray, squares(np.arange(300)))
     np.testing.assert_array_equal(inside[..., 0], inside[..., 1])
-    np.testing.assert_array_equal(changed, np.where(inside > 0, 0, image))
+    np.testing.assert_array_equal(changed, np.where(inside > 0, 2 * image, image))
     rows, columns = inside.any((2, 3)).sum(1), inside.any((1, 3)).sum(1)
     np.testing.assert_array_equal(rows, columns)
     np.testing.assert_array_equal(inside[..., 0].sum((1, 2)), rows**2)
     assert set(rows) == {1, 2, 3}
     assert inside.any(0).all()
-    change, same = faithfulness.remove_square(key, image)
+    change, same = faithfulness.remove_square(key, image, 2 * image)
     np.testing.assert_allclose(image - change, same)
 
 
