@@ -9,7 +9,6 @@ noise scale; the Hessian's trace (Hutchinson, with its standard error), its larg
 (Lanczos).
 """
 
-import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -21,12 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cnn_jax import cli, data, models, reporting, runtime, tasks, training
+from cnn_jax import cli, data, models, runtime, tasks, training
 from cnn_jax.analysis import curvature, gradients
 from cnn_jax.errors import InputError
-from cnn_jax.reporting import page
-from cnn_jax.reporting import textbook as draw
-from cnn_jax.reporting.report import Code, Section, Table, write_report
+from cnn_jax.reporting import gradients as report
 from cnn_jax.run import Run, default_path
 
 
@@ -99,7 +96,17 @@ def main(config: Config) -> None:
         if i in at:
             found.append(look(i, before, losses, many, few, lanczos, probes, key))
             print(found[-1]["said"], flush=True)
-    report(config, run, dataset, state.params, history, output, found)
+    of_kernels = {kind: {path: x for path, x in of.items() if path.endswith("kernel")} for kind, of in history.items()}
+    recorded = {path: np.array(list(of.values())) for path, of in history["gradient"].items()}
+    path = report.write(
+        run.path,
+        title=f"Gradients: {config.model} on {dataset.name}",
+        command=shlex.join(["python", "-m", "experiments.gradients", *sys.argv[1:]]),
+        history=of_kernels,
+        flow=gradients.verdicts(recorded, state.params, output=output),
+        looks=found,
+    )
+    print(f"report: {path}")
 
 
 def look(i: int, state, losses, many, few, lanczos: int, probes: int, key) -> dict:
@@ -123,42 +130,6 @@ def look(i: int, state, losses, many, few, lanczos: int, probes: int, key) -> di
     numbers |= {f"eigenvalue_{k}": float(value) for k, value in enumerate(np.asarray(top.values), start=1)}
     said = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
     return {"step": i, "numbers": numbers, "density": curvature.density(spectrum), "said": f"step {i}: {said}"}
-
-
-def report(config: Config, run: Run, dataset, params, history: dict, output: list[float], found: list[dict]) -> None:
-    figure = page.drawing(run.path)
-    kernels = [path for path in history["gradient"] if path.endswith("kernel")]
-    gradient = {path: np.array(list(of.values())) for path, of in history["gradient"].items()}
-    flags = gradients.verdicts(gradient, params, output=output)
-    rows = [
-        [path, *(f"{np.median(list(history[kind][path].values())):.3g}" for kind in history), flags[path]]
-        for path in kernels
-    ]
-    numbers = [[name, *(look["numbers"][name] for look in found)] for name in found[0]["numbers"]]
-    path = write_report(
-        run.path / "report.html",
-        title=f"Gradients: {config.model} on {dataset.name}",
-        summary=[Code(shlex.join(["python", "-m", "experiments.gradients", *sys.argv[1:]]))],
-        sections=[
-            Section("Kernels", [
-                Table(["kernel", "gradient", "update", "weight", "flow"], rows, "Median norms over training."),
-                *(figure(kind, draw.series({p: of[p] for p in kernels}, "step", f"norm of {kind}"), f"Norm of {kind}.")
-                  for kind, of in history.items()),
-            ]),
-            Section("Examples and curvature", [
-                Table(["", *(f"step {look['step']}" for look in found)], numbers),
-                *(figure(f"density_{look['step']}", draw.density(*look["density"]), f"Hessian at step {look['step']}.")
-                  for look in found),
-            ]),
-        ],
-        footer=page.footer(json.loads((run.path / "config.json").read_text())["environment"]),
-    )  # fmt: skip
-    reporting.write_json(
-        run.path / "summary.json",
-        {f"{name}_{look['step']}": value for look in found for name, value in look["numbers"].items()},
-    )
-    reporting.print_table("Kernels", ["kernel", "gradient", "update", "weight", "flow"], rows)
-    print(f"report: {path}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional
 
@@ -29,7 +28,7 @@ from cnn_jax.reporting import inside, page
 from cnn_jax.reporting.report import Code, Section, Table, write_report
 from cnn_jax.run import Run, default_path
 from experiments.predict import read_picture
-from experiments.runs import load_published, load_run
+from experiments.runs import load_published, load_run, normalised
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ def main(config: Config) -> None:
     images = normalised(raw, about)
     logits = np.asarray(jax.jit(model.apply)(variables, images))
     labels = logits.argmax(-1) if labels is None else labels
-    maps = [name for name, shape in outline(model, variables, images).items() if len(shape) == 4]
-    stage = config.stage or maps[-1]
+    stages = analysis.capture(model, variables, images[:1])
+    stage = config.stage or [name for name, values in stages.items() if values.ndim == 4][-1]
     black = normalised(np.zeros((1, 1, 1, raw.shape[-1]), np.uint8), about)
     window = max(2, raw.shape[1] // 8)
     many = {"batch_size": 16}
@@ -149,18 +148,6 @@ def loaded(config: Config, few: int) -> tuple:
     dataset = data.load(settings["dataset"], data_dir=folder, image_size=settings["image_size"])
     rows = np.arange(min(few, dataset.size("test")))
     return about, model, variables, dataset.images("test", rows), dataset.labels("test")[rows]
-
-
-def normalised(images, about: dict) -> jax.Array:
-    """u8 or f32 in [0,1] to what the network takes."""
-    scaled = images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
-    mean, std = (np.reshape(about[name], (1, 1, 1, -1)).astype(np.float32) for name in ("mean", "std"))
-    return jnp.asarray((scaled - mean) / std)
-
-
-def outline(model, variables, images) -> dict[str, tuple[int, ...]]:
-    """{stage: its shape}."""
-    return {name: values.shape for name, values in analysis.capture(model, variables, images[:1]).items()}
 
 
 if __name__ == "__main__":

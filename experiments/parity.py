@@ -26,6 +26,7 @@ from cnn_jax.run import environment
 from cnn_jax.tasks import boxes, coco
 from experiments.peers import coco_cases, require
 from experiments.peers.contest import WORK, random_data
+from experiments.peers.differences import compared, told
 
 # Side of the images, and how many.
 NETWORKS = {"resnet18": (64, 4), "resnet50": (64, 4), "fcos_resnet50_fpn": (256, 2), "deeplabv3_resnet50": (64, 4)}
@@ -92,22 +93,6 @@ def zoo(tiny: bool) -> dict:
         found[of] = compared(*values, 1e-4)
         print(*of, f"{found[of]['difference']:.2g}", flush=True)
     return told("The zoo, and torchvision's and timm's", found)
-
-
-def told(title: str, found: dict[tuple[str, str], dict]) -> dict:
-    """Prints a table of (network, what) -> numbers; the same by one name each."""
-    rows = [[*of, *map("{:.2g}".format, numbers.values())] for of, numbers in found.items()]
-    print_table(title, ["network", "what", "largest difference", "largest value", "bound"], rows)
-    return {"_".join(of).replace(" ", "_"): numbers for of, numbers in found.items()}
-
-
-def compared(ours, theirs, relative: float) -> dict[str, float]:
-    """The largest difference between arrays or trees of them; infinite where they differ in shape."""
-    ours, theirs = ([np.asarray(x, np.float64) for x in jax.tree.leaves(tree)] for tree in (ours, theirs))
-    same = [x.shape for x in ours] == [x.shape for x in theirs]
-    worst = max(np.abs(a - b).max(initial=0) for a, b in zip(ours, theirs, strict=True)) if same else np.inf
-    scale = max(np.abs(x).max(initial=0) for x in theirs)
-    return {"difference": worst, "scale": scale, "bound": relative * scale}
 
 
 def nms(tiny: bool) -> dict:

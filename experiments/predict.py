@@ -24,7 +24,7 @@ from cnn_jax import cli, models, reporting, runtime, tasks
 from cnn_jax.data import annotated, images, paper
 from cnn_jax.errors import InputError
 from cnn_jax.reporting import overlays
-from experiments.runs import load_published, load_run
+from experiments.runs import load_published, load_run, normalised
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,6 @@ def laid_out(config: Config, about: dict) -> tuple[list[np.ndarray], np.ndarray,
     pictures = [annotated.decode(path, channels) for path in config.pictures]
     squares, scales = zip(*(annotated.letterbox(picture, size) for picture in pictures), strict=True)
     return pictures, normalised(np.stack(squares), about), list(scales)
-
-
-def normalised(images: np.ndarray, about: dict) -> np.ndarray:
-    return (images.astype(np.float32) / 255 - np.float32(about["mean"])) / np.float32(about["std"])
 
 
 def written(config: Config, path: Path, picture: np.ndarray) -> Path:

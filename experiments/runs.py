@@ -6,6 +6,7 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnn_jax import data, models, training
 from cnn_jax.errors import InputError
@@ -91,3 +92,10 @@ def with_backbone(model: nn.Module, folder: Path, image_shape: tuple[int, int, i
             )
         fresh[kind]["backbone"] = found
     return fresh
+
+
+def normalised(images, about: dict) -> jax.Array:
+    """u8[N,H,W,C], or f32 in [0,1], as the network of `model.json` takes them."""
+    scaled = images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
+    mean, std = (np.reshape(about[name], (1, 1, 1, -1)).astype(np.float32) for name in ("mean", "std"))
+    return jnp.asarray((scaled - mean) / std)

@@ -9,7 +9,7 @@ import numpy as np
 from . import page
 from .report import Cards, Code, Section, Table, write_report
 from .statistics import interval
-from .style import PALETTE, new_figure, power_of_ten, short_number, styled
+from .style import PALETTE, new_figure, short_number, styled
 from .trackers import write_json
 
 MARKS = {"holds": "✓", "holds in part": "◐", "does not hold": "✗"}
@@ -62,34 +62,6 @@ def lines(
     axes.set_ylabel(y)
     if len(values) > 1:
         axes.legend(frameon=True, edgecolor="none", framealpha=0.9)
-    return figure
-
-
-@styled
-def series(values: Mapping[str, Mapping[float, float]], x: str, y: str):
-    """A line for each name, on a logarithmic axis: {name: {place on the x axis: value}}."""
-    figure, (axes,) = new_figure(3.4)
-    for i, (name, of) in enumerate(values.items()):
-        axes.plot(list(of), list(of.values()), color=PALETTE[i % len(PALETTE)], label=name)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(power_of_ten)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    if len(values) <= 8:
-        axes.legend(frameon=True, edgecolor="none", framealpha=0.9)
-    return figure
-
-
-@styled
-def density(places: np.ndarray, values: np.ndarray):
-    """The density of eigenvalues, on a logarithmic axis."""
-    figure, (axes,) = new_figure(2.8)
-    axes.plot(places, np.maximum(values, 1e-12), color=PALETTE[0])
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=1e-6)
-    axes.yaxis.set_major_formatter(power_of_ten)
-    axes.set_xlabel("eigenvalue")
-    axes.set_ylabel("density")
     return figure
 
 
