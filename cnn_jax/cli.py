@@ -24,12 +24,14 @@ def main(run: Callable, config_class: type, description: str) -> None:
         with _stoppable():
             run(_parse(config_class, description))
     except _Stopped as stop:
-        what = "what was saved before is whole, and --resume goes on from there"
+        resumes = "resume" in config_class.__dataclass_fields__
+        what = "what was saved before is whole" + ", and --resume goes on from there" * resumes
         _leave(f"stopped by {signal.Signals(stop.number).name}: {what}", 128 + stop.number)
     except Exception as error:
         code = 2 if isinstance(error, InputError) else getattr(error, "exit_code", None)
         if code is None and _disk_is_full(error):
-            _leave("error: the disk is full: what was saved before is whole. Free some space and add --resume", 2)
+            again = "add --resume" if "resume" in config_class.__dataclass_fields__ else "start again"
+            _leave(f"error: the disk is full: what was saved before is whole. Free some space and {again}", 2)
         if code is None:
             raise
         _leave(f"error: {error}" if code in (1, 2) else str(error), code)

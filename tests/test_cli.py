@@ -52,10 +52,10 @@ def test_boxes_become_a_line(box):
 def command(monkeypatch, capsys):
     """Runs a script with flags: (exit code, stdout, stderr)."""
 
-    def start(*flags: str, run=print):
+    def start(*flags: str, run=print, config_class=Config):
         monkeypatch.setattr(sys, "argv", ["script", *flags])
         try:
-            cli.main(run, Config, "What is asked?")
+            cli.main(run, config_class, "What is asked?")
         except SystemExit as end:
             return (end.code, *capsys.readouterr())
         return (0, *capsys.readouterr())
@@ -126,7 +126,7 @@ def full_disk_in_a_library():
 
 @pytest.mark.parametrize("fail", [full_disk, full_disk_in_a_library])
 def test_a_full_disk(command, fail):
-    sentence = "error: the disk is full: what was saved before is whole. Free some space and add --resume\n"
+    sentence = "error: the disk is full: what was saved before is whole. Free some space and start again\n"
     assert command(run=lambda config: fail()) == (2, "", sentence)
 
 
@@ -165,6 +165,18 @@ def test_a_mistake_of_ours_keeps_its_traceback(command, error):
 def test_signals_outside_training(command, number, code):
     before = signal.getsignal(number)
     found = command(run=lambda config: signal.raise_signal(number))
-    what = "what was saved before is whole, and --resume goes on from there"
-    assert found == (code, "", f"stopped by {number.name}: {what}\n")
+    assert found == (code, "", f"stopped by {number.name}: what was saved before is whole\n")
     assert signal.getsignal(number) is before
+
+
+@dataclass(frozen=True)
+class Resumable(Config):
+    """What a script takes that can go on."""
+
+    resume: bool = False
+
+
+def test_scripts_that_can_go_on_say_how(command):
+    found = command(run=lambda config: signal.raise_signal(signal.SIGTERM), config_class=Resumable)
+    assert found[2] == "stopped by SIGTERM: what was saved before is whole, and --resume goes on from there\n"
+    assert command(run=lambda config: full_disk(), config_class=Resumable)[2].endswith("space and add --resume\n")

@@ -321,8 +321,8 @@ def _check(images: jax.Array, epsilon: float, norm: str, bounds: Bounds) -> None
 
 def _check_labels(labels: jax.Array, shape: tuple[int, int]) -> None:
     count, classes = shape
-    if labels.shape != (count,):
-        raise InputError(f"labels of shape {labels.shape} for {count} images: expected ({count},)")
+    if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(f"labels of shape {labels.shape} and {labels.dtype}: expected integers of shape ({count},)")
     if _is_traced(labels) or not labels.size:
         return
     if labels.min() < 0 or labels.max() >= classes:

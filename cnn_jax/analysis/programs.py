@@ -10,8 +10,8 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 def program(function: Callable, *examples: Any) -> Callable:
     """The function compiled, for arguments of the shapes of these; arrays that it holds become arguments too.
 
-    `jax.jit` writes such arrays into the program: `lambda images: model.apply(variables, images)` would carry its weights
-    as text, be compiled for as long as that takes, and again for other weights.
+    `jax.jit` writes such arrays into the program: `lambda images: model.apply(variables, images)` would carry its
+    weights as text, be compiled for as long as that takes, and again for other weights.
 
     Args:
         function: traceable, of any pytrees of arrays.

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import filled
 
-from cnn_jax import models, tasks, training
+from cnn_jax import tasks, training
 from cnn_jax.analysis import adversarial
 from cnn_jax.errors import InputError
+from cnn_jax.models.layers import Conv, max_pool
 
 SHAPE = (6, 5, 4, 2)
 BOUNDS = (0.0, 1.0)
@@ -103,63 +105,49 @@ def test_starts_are_drawn_evenly_from_the_ball(key):
     np.testing.assert_allclose(round_.mean(0), 0, atol=0.01)
 
 
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = max_pool(nn.relu(Conv(6)(4 * x - 2)))
+        return nn.Dense(4)(x.reshape(len(x), -1))
+
+
 @pytest.fixture(scope="module")
 def network():
-    """(logits, images f32[6,8,8,1], labels) of SimpleCNN."""
-    model = models.create("simple_cnn", num_classes=4)
-    rng = np.random.default_rng(0)
-    images = rng.uniform(-0.2, 1.2, (6, 8, 8, 1)).clip(0, 1).astype(np.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    """(images f32[6,8,8,2], attack(key, epsilon, norm, restarts), margin(images)) of a small network."""
+    images = np.random.default_rng(0).uniform(-0.2, 1.2, (6, 8, 8, 2)).clip(0, 1).astype(np.float32)
+    logits = partial(Small().apply, filled(Small(), images))
+    objective = adversarial.fooling(logits, np.asarray(logits(images)).argmax(-1))
 
-    def logits(images):
-        return model.apply(variables, 4 * images - 2)
-
-    return logits, images, np.asarray(jax.jit(logits)(images)).argmax(-1)
-
-
-@pytest.fixture(scope="module")
-def attacks(network):
-    """{norm: attack(key, epsilon, restarts=1)}, compiled once."""
-    logits, images, labels = network
-
-    def attack(norm, key, epsilon, restarts):
-        objective = adversarial.fooling(logits, labels)
+    @partial(jax.jit, static_argnames=("norm", "restarts"))
+    def attack(key, epsilon, norm, restarts=1):
         return adversarial.pgd(key, objective, images, epsilon=epsilon, norm=norm, steps=4, restarts=restarts)
 
-    return {norm: jax.jit(partial(attack, norm), static_argnames="restarts") for norm in adversarial.NORMS}
+    return images, attack, jax.jit(lambda images: objective(images)[1])
 
 
 @pytest.mark.parametrize("norm", adversarial.NORMS)
-def test_what_holds_on_any_model(key, network, attacks, norm):
-    logits, images, labels = network
-    attack = partial(attacks[norm], restarts=1)
-
-    def margin(images):
-        return np.asarray(adversarial.fooling(logits, labels)(jnp.asarray(images))[1])
-
+def test_what_holds_on_any_model(key, network, norm):
+    images, attack, margin = network
     before = margin(images)
     for epsilon in (0.01, 0.1, 3.0):
-        found = np.asarray(attack(key, epsilon))
+        found = np.asarray(attack(key, epsilon, norm))
         assert found.min() >= 0
         assert found.max() <= 1
         moved = change(found, images)
         length = np.abs(moved).max(1) if norm == "linf" else np.linalg.norm(moved, axis=1)
         assert (length <= epsilon * (1 + 1e-6) + 1e-7).all()
         assert (margin(found) >= before - 1e-6).all()
-    assert (margin(attack(key, 0.1)) > before + 0.01).all()
-    np.testing.assert_array_equal(attack(key, 0.0), images)
-    np.testing.assert_array_equal(attack(key, 0.1), attack(key, 0.1))
-    other = attack(jax.random.key(3), 0.1)
-    assert (np.asarray(other) != np.asarray(attack(key, 0.1))).any()
+    found = np.asarray(attack(key, 0.1, norm))
+    assert (margin(found) > before + 0.01).all()
+    np.testing.assert_array_equal(attack(key, 0.1, norm), found)
+    assert (np.asarray(attack(jax.random.key(3), 0.1, norm)) != found).any()
+    np.testing.assert_array_equal(attack(key, 0.0, norm), images)
 
 
-def test_more_restarts_are_never_worse(key, network, attacks):
-    logits, _, labels = network
-
-    def margin(images):
-        return np.asarray(adversarial.fooling(logits, labels)(images)[1])
-
-    one, three = (margin(attacks["linf"](key, 0.1, restarts)) for restarts in (1, 3))
+def test_more_restarts_are_never_worse(key, network):
+    _, attack, margin = network
+    one, three = (np.asarray(margin(attack(key, 0.1, "linf", restarts))) for restarts in (1, 3))
     assert (three >= one - 1e-6).all()
     assert (three > one).any()
 
@@ -282,7 +270,11 @@ def test_bad_arguments(key, images, slope):
         (lambda: adversarial.fgsm(key, linear(slope), images[0], epsilon=0.1), r"shape \(5, 4, 2\) and float32"),
         (lambda: adversarial.fgsm(key, linear(slope), (images > 0.5), epsilon=0.1), "and bool: expected floating"),
         (lambda: curve(labels + 2, epsilons=[0.1]), "labels from 2 to 2: they must be 0 to 1"),
-        (lambda: curve(labels[:4], epsilons=[0.1]), r"labels of shape \(4,\) for 6 images"),
+        (
+            lambda: curve(labels[:4], epsilons=[0.1]),
+            r"labels of shape \(4,\) and int64: expected integers of shape \(6,\)",
+        ),
+        (lambda: curve(labels / 2, epsilons=[0.1]), "and float64: expected integers"),
         (lambda: curve(labels, epsilons=[]), "epsilons: give at least one"),
         (lambda: curve(labels, epsilons=[0.1, -1]), "epsilon -1.0: it must be 0 or above"),
         (lambda: curve(labels, epsilons=[0.1], batch_size=0), "batch_size is 0: it must be 1 or more"),
