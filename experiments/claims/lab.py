@@ -61,7 +61,8 @@ class Lab:
     ) -> Callable[..., dict]:
         """`learn(seed, rows, labels) -> variables`, compiled once: Adam, from weights and an order that `seed` draws.
 
-        `rows` are those of the training split to learn from, all by default; `labels` i32 those of the whole split.
+        `rows` are those of the training split to learn from, all by default; `labels` i32 those of the whole split. A
+        fourth argument are variables to start from.
         """
         steps = steps or self.steps
         tx = training.make_optimiser("adam", learning_rate, weight_decay=weight_decay)
@@ -71,10 +72,12 @@ class Lab:
         images = self.digits.train["image"]
         start = self.starter(model)
 
-        def learn(seed: int, rows: np.ndarray | None = None, labels: np.ndarray | None = None) -> dict:
+        def learn(seed: int, rows=None, labels: np.ndarray | None = None, variables: dict | None = None) -> dict:
             rows = np.arange(len(images)) if rows is None else np.asarray(rows)
             labels = self.labels if labels is None else labels
-            variables, key = start(seed), jax.random.key(1000 + seed)
+            key = jax.random.key(1000 + seed)
+            # A copy, for a step gives its state's memory away.
+            variables = jax.tree.map(jnp.copy, variables) if variables else start(seed)
             params, batch_stats = variables["params"], variables.get("batch_stats", {})
             state = training.TrainState(jnp.int32(0), params, batch_stats, tx.init(params))
             for order in training.Order(len(rows), min(self.batch_size, len(rows)), seed).rows(0, steps):

@@ -65,50 +65,35 @@ def transfer(lab: Lab) -> Claim:
     test = np.flatnonzero(lab.test_labels >= 5)
     later = np.where(lab.labels >= 5, lab.labels - 5, lab.labels)
     images, wanted = lab.digits.test["image"][test], lab.test_labels[test] - 5
-    teach, accuracy = lab.learner(model, classes=5), lab.scorer(model)
+    learn, accuracy = lab.learner(model, classes=5), lab.scorer(model)
     shots = (1, 5) if lab.tiny else (1, 5, 20)
-    found = {"from scratch": {}, "features of 0–4": {}, "random features": {}}
-    taught = [teach(seed, known, later) for seed in lab.seeds]
-    drawn = list(map(lab.starter(model), lab.seeds))
-    seen = {
-        way: [
-            [
-                analysis.embed(model, variables, of, stage="fc1", preprocess=lab.digits.preprocess)
-                for of in (lab.digits.train["image"][new], images)
-            ]
-            for variables in starts
+    found = {way: {n: [] for n in shots} for way in ("from scratch", "fine-tuned", "linear probe")}
+    for seed in lab.seeds:
+        taught = learn(seed, known, later)
+        seen = [
+            analysis.embed(model, taught, of, stage="fc1", preprocess=lab.digits.preprocess)
+            for of in (lab.digits.train["image"][new], images)
         ]
-        for way, starts in (("features of 0–4", taught), ("random features", drawn))
-    }
-    for n in shots:
-        rows = [analysis.draw_balanced(jax.random.key(seed), later[new], shots=n) for seed in lab.seeds]
-        found["from scratch"][n] = [
-            accuracy(teach(seed, new[chosen], later), images, wanted)
-            for seed, chosen in zip(lab.seeds, rows, strict=True)
-        ]
-        for way, features in seen.items():
-            found[way][n] = [
-                float(analysis.few_shot(train, later[new], chosen[None], tested, wanted, num_classes=5)[0])
-                for (train, tested), chosen in zip(features, rows, strict=True)
-            ]
-    few = shots[0]
-    better = [clearly_above(found["features of 0–4"][n], found["from scratch"][n]) for n in shots]
-    ours, bare = found["features of 0–4"][few], found["from scratch"][few]
+        for n in shots:
+            chosen = analysis.draw_balanced(jax.random.key(seed), later[new], shots=n)
+            probe = analysis.few_shot(seen[0], later[new], chosen[None], seen[1], wanted, num_classes=5)
+            found["linear probe"][n].append(float(probe[0]))
+            for way, start in (("from scratch", None), ("fine-tuned", taught)):
+                found[way][n].append(accuracy(learn(seed, new[chosen], later, start), images, wanted))
+    few, many = shots[0], shots[-1]
+    better = [clearly_above(found["fine-tuned"][n], found["from scratch"][n]) for n in shots]
+    told = {n: ", ".join(f"{way} {several(of[n])}" for way, of in found.items()) for n in (few, many)}
     return Claim(
         said="Transfer learning mends the hunger for data.",
-        found="A network that learned the digits 0 to 4 is asked for 5 to 9, of which it saw none. A linear map of "
-        f"what its dense layer says, fitted to {few} example{'s' * (few > 1)} of each, names {several(ours)} rightly, "
-        f"a network that learns from scratch {several(bare)}, a linear map of a network that learned nothing "
-        f"{several(found['random features'][few])}. With {shots[-1]} of each it is "
-        f"{several(found['features of 0–4'][shots[-1]])} and {several(found['from scratch'][shots[-1]])}.",
-        number=f"{several(ours)} for {several(bare)}, from {few} of each",
+        found="A network that learned the digits 0 to 4 is asked for 5 to 9, of which it saw none: it goes on learning "
+        "(fine-tuned), or a linear map of what its dense layer says is fitted (linear probe); another starts from "
+        f"nothing. From {few} example{'s' * (few > 1)} of each: {told[few]}. From {many}: {told[many]}.",
+        number=f"{several(found['fine-tuned'][few])} for {several(found['from scratch'][few])}, from {few} of each",
         verdict="holds" if all(better) else "holds in part" if any(better) else "does not hold",
         figure=draw.lines(found, "labelled examples of each new digit", "test accuracy, %"),
         caption="New digits from few labels.",
-        numbers={
-            f"transfer_{way}_{n}": interval(of[n])[0] for way, of in found.items() for n in shots
-        },
-    )  # fmt: skip
+        numbers={f"transfer_{way}_{n}": interval(of[n])[0] for way, of in found.items() for n in shots},
+    )
 
 
 def over_fitting(lab: Lab) -> Claim:
