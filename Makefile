@@ -31,5 +31,5 @@ clean:
 
 .venv/peers: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[peers,pretrained]'
-	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31
+	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 captum==0.9.0 grad-cam==1.5.7 ttach==0.0.3
 	touch $@

@@ -4,6 +4,7 @@
     python -m experiments.benchmark --peer torch                   # beside PyTorch: eager, eager bf16, torch.compile
     python -m experiments.benchmark --peer torch --task detect     # FCOS beside torchvision's; `segment`: DeepLabv3
     python -m experiments.benchmark --peer torch --task zoo        # classifiers: a forward pass and a training step
+    python -m experiments.benchmark --peer torch --task explain    # maps of what counted, beside captum and grad-cam
 
 Every contestant is a process of its own. They take turns in one run, a few steps each a round, so that all meet the
 same machine; what is printed is the median of the rounds and the middle half of them. PyTorch runs with the number of
@@ -21,22 +22,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
-import numpy as np
 
 from cnn_jax import cli, runtime
 from cnn_jax.errors import unknown
-from cnn_jax.reporting import print_table
 from cnn_jax.reporting.trackers import plain
 from cnn_jax.run import environment
 from experiments.peers import require
-from experiments.peers.contest import WORK, ZOO, Contestant, compared, milliseconds, take_turns, torch_rivals
+from experiments.peers.contest import WORK, ZOO, Contestant, compared, milliseconds, show, take_turns, torch_rivals
 
 
 @dataclass(frozen=True)
 class Config:
     """Measure training speed."""
 
-    task: Literal["classify", "detect", "segment", "zoo"] = "classify"
+    task: Literal["classify", "detect", "segment", "zoo", "explain"] = "classify"
     peer: Literal["torch"] | None = None
     models: tuple[str, ...] = ()  # of that task: simple_cnn; fcos_small and …; deeplabv3_resnet50; resnet18 and …
     batch_size: int | None = None  # 128 on a GPU and for simple_cnn, 8 for the zoo on a CPU; of the others 2 and 16
@@ -54,6 +53,9 @@ def main(config: Config) -> None:
     rounds, epochs = (2, 1) if config.tiny else (config.rounds, config.epochs)
     known = ZOO if config.task == "zoo" else [name for name, work in WORK.items() if work.task == config.task]
     results = {}
+    if config.task == "explain":
+        results |= explanations(config.peer, rounds)
+        known = []
     for model in config.models or (["simple_cnn"] if config.task == "classify" else known):
         if model not in known:
             raise unknown(f"model to {config.task}", model, known)
@@ -108,6 +110,18 @@ def steps(model: str, config: Config, rounds: int, gpu: bool, precision: str) ->
     return results
 
 
+def explanations(peer: str | None, rounds: int) -> dict:
+    """Integrated gradients, occlusion and Grad-CAM of SimpleCNN for 256 images."""
+    contestants = {"ours": Contestant("ours_explain")}
+    contestants |= {f"captum_{n}": Contestant("torch_explain", threads=n) for n in (1, 2)} if peer else {}
+    taken, _ = take_turns(contestants, ("integrated", "occlusion", "grad_cam"), 1, rounds, matmul=())
+    for method, times in taken.items():
+        show(f"{method.replace('_', ' ')}: 256 images, SimpleCNN", times, {})
+    for contestant in contestants.values():
+        contestant.close()
+    return {method: compared(times) for method, times in taken.items()}
+
+
 def program(peer: str | None, *, rounds: int, epochs: int) -> dict:
     """Whole programs that train and test, from Python's start to its end; ours has compiled before."""
     ours = "from experiments.peers.ours import program; program"
@@ -128,15 +142,6 @@ def program(peer: str | None, *, rounds: int, epochs: int) -> dict:
     show(f"whole program: mnist_10k, {epochs} epochs, from start to finish, second start", times, notes)
     show("from start to the end of the first step, second start", starts, {})
     return {"program": compared(times), "first_step": compared(starts)}
-
-
-def show(title: str, times: dict[str, list[float]], notes: dict[str, str]) -> None:
-    rows = []
-    for name, values in times.items():
-        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-        ratio = middle / np.median(times["ours"])
-        rows.append([name, f"{middle:.1f}", f"{low:.1f} – {high:.1f}", f"{ratio:.2f}", notes.get(name, "")])
-    print_table(title, ["", "median ms", "middle half", "× ours", ""], rows)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class NoiseScale(NamedTuple):
     """How noisy gradients are: the batch size above which a larger one is of little use."""
 
     simple: jax.Array
-    """f32[], trace / square of the mean gradient, noise and all: too small where N is not far above the result."""
+    """f32[], trace / square of the mean gradient as it is, in which trace/N is noise: hardly ever above N."""
     unbiased: jax.Array
     """f32[], trace / square. Of few examples `square` can be near zero or below, and this means nothing."""
     trace: jax.Array

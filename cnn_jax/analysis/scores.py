@@ -115,7 +115,7 @@ def box_score(
     """The logit of a box's class at the place that sees the box, for detectors such as `models.FCOS`.
 
     Of all places of the levels of outputs, dicts of `logits` f32[N,h,w,classes] and `distances` f32[N,h,w,4] in strides
-    of the level, it is that whose own box overlaps the given one most. It is looked for once, in these images, and
+    of the level, it is that whose own box, cut to the image, overlaps the given one most. It is looked for once, in these images, and
     stays where it is when they are changed.
 
     Args:
@@ -195,7 +195,8 @@ def _best_place(score, images, boxes):
         strides.append(np.full((len(rows), 1), stride * 2**level))
     centers = jnp.asarray(np.concatenate(centers), jnp.float32)[None]
     away = _flat(outputs, "distances") * np.concatenate(strides)[None]
-    corners = jnp.concatenate([centers - away[..., :2], centers + away[..., 2:]], axis=-1)
+    limits = jnp.array([images.shape[2], images.shape[1]] * 2, jnp.float32)[None, None]
+    corners = jnp.concatenate([centers - away[..., :2], centers + away[..., 2:]], axis=-1).clip(0, limits)
 
     def area(x):
         return jnp.maximum(x[..., 2:] - x[..., :2], 0).prod(-1)

@@ -125,7 +125,7 @@ def write(folder: Path, *, title: str, command: str, claims: Sequence, notes: Se
             Section(
                 f"{i}. {claim.said}",
                 [
-                    Cards([(verdicts[i - 1], claim.number, "")]),
+                    Cards([("verdict", verdicts[i - 1], claim.number)]),
                     claim.found,
                     draw(f"claim_{i:02}", claim.figure, claim.caption),
                 ],

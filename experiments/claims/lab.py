@@ -111,7 +111,7 @@ class Lab:
 def several(values: Sequence[float], *, scale: float = 100, unit: str = " %", digits: int = 1) -> str:
     """The mean and its 95 % interval in words, such as "98.1 % ± 0.3"."""
     mean, half = interval(values)
-    return f"{scale * mean:.{digits}f}{unit} ± {scale * half:.{digits}f}"
+    return f"{scale * mean:.{digits}f}{unit} ± {scale * half:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def clearly_above(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -18,7 +18,7 @@ def relu(lab: Lab) -> Claim:
     found = {}
     for name, activation in ways.items():
         model = Tower(depth=6, activation=activation)
-        learn, accuracy = lab.learner(model), lab.scorer(model)
+        learn, accuracy = lab.learner(model, learning_rate=3e-3), lab.scorer(model)
         found[name] = [accuracy(learn(seed)) for seed in lab.seeds]
     others = {name: clearly_above(found["ReLU"], values) for name, values in found.items() if name != "ReLU"}
     return Claim(

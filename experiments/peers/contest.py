@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cnn_jax.reporting import print_table
+
 
 class Work(NamedTuple):
     """What a model is measured on: images of `side` pixels, on a CPU and on a GPU, and so many of them in a batch."""
@@ -35,6 +37,8 @@ WORK = {
 }
 ZOO = ("resnet18", "resnet50", "mobilenet_v2", "convnext_tiny")  # whose forward pass is measured as well
 MOST_OBJECTS = 8
+# What is explained of SimpleCNN: so many images, steps of integrated gradients, and squares that cover the image.
+EXPLAINED = {"images": 256, "steps": 50, "window": 7, "stride": 3}
 TORCH = {
     "torch_eager": {"bfloat16": False, "compiled": False},
     "torch_eager_bf16": {"bfloat16": True, "compiled": False},
@@ -124,7 +128,7 @@ def take_turns(
                 ms = 1000 * contestant.ask(f"{command} {steps}") / steps
                 times[command][name] += [ms] if i else []
             multiplied += [contestant.ask("matmul")] if name in matmul else []
-    return times, min(multiplied)
+    return times, min(multiplied, default=float("nan"))
 
 
 def compared(times: dict[str, list[float]]) -> dict:
@@ -140,3 +144,13 @@ def milliseconds(command: list[str]) -> float:
     begin = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return 1000 * (time.perf_counter() - begin)
+
+
+def show(title: str, times: dict[str, list[float]], notes: dict[str, str]) -> None:
+    """Prints medians of the rounds in ms, their middle half, and how many times ours they are."""
+    rows = []
+    for name, values in times.items():
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+        ratio = middle / np.median(times["ours"])
+        rows.append([name, f"{middle:.1f}", f"{low:.1f} – {high:.1f}", f"{ratio:.2f}", notes.get(name, "")])
+    print_table(title, ["", "median ms", "middle half", "× ours", ""], rows)

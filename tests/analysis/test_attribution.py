@@ -10,6 +10,7 @@ import pytest
 from jax.tree_util import Partial
 from networks import filled
 
+from cnn_jax import tasks
 from cnn_jax.analysis import attribution, cam
 from cnn_jax.analysis.guided import guided
 from cnn_jax.analysis.scores import Score, box_score, class_score, pixel_score
@@ -296,7 +297,8 @@ class Detector(nn.Module):
         for stride in (2, 4):
             n, h, w, c = images.shape
             logits = images.reshape(n, h // stride, stride, w // stride, stride, c).mean((2, 4))
-            levels.append({"logits": logits, "distances": jnp.ones((*logits.shape[:3], 4))})
+            centerness = jnp.zeros(logits.shape[:3])
+            levels.append({"logits": logits, "distances": jnp.ones((*logits.shape[:3], 4)), "centerness": centerness})
         return levels
 
 
@@ -310,6 +312,15 @@ def test_box_scores():
     gradient = np.zeros(images.shape)
     gradient[0, 2:4, 4:6, 2], gradient[1, 4:, 4:, 0] = 1 / 4, 1 / 16
     np.testing.assert_allclose(attribution.gradient(score, images), gradient)
+
+
+def test_a_box_that_was_found_has_the_score_that_it_was_found_with():
+    images = random(2, 8, 8, 3)
+    task = tasks.detect(3, strides=(2, 4), detections=5)
+    found = jax.jit(task.predict)(Detector().apply({}, images))
+    for i in range(5):
+        logits = box_score(Detector(), {}, images, found["boxes"][:, i], found["label"][:, i])(images)
+        np.testing.assert_allclose(jnp.sqrt(jax.nn.sigmoid(logits) / 2), found["scores"][:, i], rtol=1e-5)
 
 
 ERRORS = {

@@ -108,8 +108,9 @@ def test_integrated_gradients(simple, baseline):
     np.testing.assert_allclose(found.gap, gap.detach(), atol=1e-4 * float(maps.detach().abs().sum((1, 2, 3)).max()))
 
 
-@pytest.mark.parametrize(("window", "stride"), [(7, 3), (5, 5)])
-def test_occlusion(simple, window, stride):
+def test_occlusion(simple):
+    """The last squares of a row are cut at the border."""
+    window, stride = 7, 5
     network, score, theirs, images = simple
     expected = captum.attr.Occlusion(network).attribute(
         theirs.detach(), (1, window, window), (1, stride, stride), baselines=0.3, target=LABELS
