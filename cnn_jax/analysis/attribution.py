@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.analysis.guided import guided
+from cnn_jax.analysis.loops import for_loops
 from cnn_jax.analysis.scores import (
     at_least_one,
     evaluate,
@@ -176,9 +177,10 @@ def _derivative(score: Callable, images: jax.Array) -> jax.Array:
 
 
 def _derivatives(score: Callable, images: jax.Array) -> jax.Array:
-    """Of K versions of each image, f32[N,K,H,W,C]."""
+    """Of K versions of each image, f32[N,K,H,W,C]; for the body of a loop."""
     flat = images.reshape(-1, *images.shape[2:])
-    return _derivative(repeated(score, images.shape[1]), flat).reshape(images.shape)
+    derivative = for_loops(partial(_derivative, repeated(score, images.shape[1])))
+    return derivative(flat).reshape(images.shape)
 
 
 _gradient = jax.jit(_derivative)

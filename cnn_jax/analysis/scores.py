@@ -115,8 +115,8 @@ def box_score(
     """The logit of a box's class at the place that sees the box, for detectors such as `models.FCOS`.
 
     Of all places of the levels of outputs, dicts of `logits` f32[N,h,w,classes] and `distances` f32[N,h,w,4] in strides
-    of the level, it is that whose own box, cut to the image, overlaps the given one most. It is looked for once, in these images, and
-    stays where it is when they are changed.
+    of the level, it is that whose own box, cut to the image, overlaps the given one most. It is looked for once, in
+    these images, and stays where it is when they are changed.
 
     Args:
         images: f32[N,H,W,C].

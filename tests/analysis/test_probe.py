@@ -102,6 +102,21 @@ def test_embedding_is_the_stage_of_every_image(key):
         embed("fc")
 
 
+def test_probes_of_all_stages_are_those_of_each(key):
+    model = models.create("simple_cnn")
+    rng, labels = np.random.default_rng(0), np.arange(24, dtype=np.int32) % 2
+    images = (rng.integers(0, 128, (24, 8, 8, 1)) + 60 * labels[:, None, None, None]).astype(np.uint8)
+    variables = model.init(key, np.zeros((1, 8, 8, 1), np.float32))
+    options = {"preprocess": lambda x: x / 255.0, "batch_size": 5}
+    train, test = (images[:14], labels[:14]), (images[14:], labels[14:])
+    found = analysis.probe_stages(model, variables, train, test, num_classes=2, names=["fc1", "conv*"], **options)
+    assert list(found) == ["conv1", "conv2", "fc1"]
+    features = [analysis.embed(model, variables, of, stage="conv2", **options) for of, _ in (train, test)]
+    scores = analysis.linear_probe(features[0], train[1], num_classes=2).scores(features[1])
+    assert found["conv2"] == np.mean(np.asarray(scores).argmax(1) == test[1])
+    assert min(found.values()) > 0.7
+
+
 def test_bad_arguments():
     features, labels = examples(6, 4)
     for call, sentence in [
