@@ -18,12 +18,13 @@ def test_readme_runs(monkeypatch):
     names["print"] = printed.append
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
-    accuracy, stripes, miou, weights, shapes = printed
+    accuracy, stripes, miou, weights, shapes, of_maps = printed
     assert accuracy > 0.85
     assert stripes == 1
     assert 0 < miou < 1
     assert "logits/bias, logits/kernel drawn anew" in weights
     assert names["logits"].shape == (4, 10)
+    assert of_maps == (4, 28, 28, 1)
     assert shapes["conv1"] == (4, 28, 28, 32)
     assert shapes["conv2"] == (4, 14, 14, 64)
     # "At most five lines": of each change to what `fit` is given, the call itself not counted.

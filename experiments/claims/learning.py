@@ -87,7 +87,9 @@ def transfer(lab: Lab) -> Claim:
         said="Transfer learning mends the hunger for data.",
         found="A network that learned the digits 0 to 4 is asked for 5 to 9, of which it saw none: it goes on learning "
         "(fine-tuned), or a linear map of what its dense layer says is fitted (linear probe); another starts from "
-        f"nothing. From {few} example{'s' * (few > 1)} of each: {told[few]}. From {many}: {told[many]}.",
+        f"nothing. From {few} example{'s' * (few > 1)} of each: {told[few]}. From {many}: {told[many]}. What five "
+        "digits teach is little for five others; between thousands of photographs and new ones it is much, as "
+        "experiments.transfer measures.",
         number=f"{several(found['fine-tuned'][few])} for {several(found['from scratch'][few])}, from {few} of each",
         verdict="holds" if all(better) else "holds in part" if any(better) else "does not hold",
         figure=draw.lines(found, "labelled examples of each new digit", "test accuracy, %"),
