@@ -1,7 +1,8 @@
 """Are networks, non-maximum suppression and COCO's metrics those of torchvision, timm and pycocotools?
 
     python -m experiments.parity                 # everything, in some minutes on two cores
-    python -m experiments.parity --only zoo      # every classifier that torchvision or timm has; or networks, nms, coco
+    python -m experiments.parity --only zoo      # every classifier that torchvision or timm has
+    python -m experiments.parity --only maps     # attribution, beside captum and grad-cam; or networks, nms, coco
 
 The peers are computed in the run, on random weights, images and boxes; nothing is downloaded. Weights reach our
 networks through a saved state dict and `models.load_pretrained`, and so do PyTorch's gradients, to be compared with
@@ -11,7 +12,6 @@ ends it with exit status 1.
 
 import json
 import os
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -23,7 +23,7 @@ from cnn_jax import cli, runtime
 from cnn_jax.reporting import print_table
 from cnn_jax.reporting.trackers import plain
 from cnn_jax.run import environment
-from cnn_jax.tasks import boxes, coco
+from cnn_jax.tasks import boxes
 from experiments.peers import coco_cases, require
 from experiments.peers.contest import WORK, random_data
 from experiments.peers.differences import compared, told
@@ -36,15 +36,15 @@ NETWORKS = {"resnet18": (64, 4), "resnet50": (64, 4), "fcos_resnet50_fpn": (256,
 class Config:
     """Compare with the libraries that define what is right."""
 
-    only: Literal["networks", "zoo", "nms", "coco"] | None = None
+    only: Literal["networks", "zoo", "maps", "nms", "coco"] | None = None
     tiny: bool = False  # fewer and smaller cases, and no gradients
 
 
 def main(config: Config) -> None:
-    require("torch", "torchvision", "timm", "pycocotools")
+    require("torch", "torchvision", "timm", "captum", "pycocotools")
     runtime.configure()
     results = {}
-    for name, part in {"networks": networks, "zoo": zoo, "nms": nms, "coco": metrics}.items():
+    for name, part in {"networks": networks, "zoo": zoo, "maps": maps, "nms": nms, "coco": coco_cases.compare}.items():
         if config.only in (None, name):
             results |= part(config.tiny)
     broken = [name for name, x in results.items() if "bound" in x and not x["difference"] <= x["bound"]]
@@ -95,6 +95,18 @@ def zoo(tiny: bool) -> dict:
     return told("The zoo, and torchvision's and timm's", found)
 
 
+def maps(tiny: bool) -> dict:
+    """Maps of what counted in an image, of SimpleCNN.
+
+    On one of the 50 places of integrated gradients a ReLU may open, or another maximum win, in one library alone.
+    """
+    from experiments.peers import explanations
+
+    bounds = {"integrated gradients": 1e-3}
+    found = {of: compared(*values, bounds.get(of[1], 1e-4)) for of, values in explanations.maps()}
+    return told("Maps of what counted", found)
+
+
 def nms(tiny: bool) -> dict:
     """Which boxes remain, of several labels, with equal scores, equal boxes and empty ones."""
     import torch
@@ -119,30 +131,6 @@ def nms(tiny: bool) -> dict:
     missing = "" if torchvision.extension._has_ops() else " (plain loops for its compiled operator, which is not there)"
     print_table(f"Non-maximum suppression and torchvision's{missing}", ["IoU", "boxes", "chosen", "by one alone"], rows)
     return found
-
-
-def metrics(tiny: bool) -> dict:
-    """COCO's twelve numbers in random cases, with crowds and images without objects or detections; and the time."""
-    case = {"images": 40, "detections": 25, "objects": 9, "classes": 4}
-    many = {"images": 200 if tiny else 5000, "detections": 100, "objects": 15, "classes": 80}
-    cases = [["distinct scores", case], ["equal scores", case | {"ties": True}]] * (1 if tiny else 3)
-    cases += [["more than 100 of a class", {"images": 3, "detections": 260, "objects": 40, "classes": 1}]]
-    cases += [[f"{many['images']:,} × 100 detections of 80 classes", many]] * 3
-    rows = []
-    for seed, (what, options) in enumerate(cases):
-        predicted, true = coco_cases.random_case(np.random.default_rng(seed), **options)
-        loaded = coco_cases.load(predicted, true, options["classes"])  # before the clock starts
-        begin = time.perf_counter()
-        ours = coco_cases.twelve(coco.summarize(predicted, true, options["classes"]))
-        middle = time.perf_counter()
-        difference = np.abs(ours - coco_cases.evaluate(*loaded)).max()
-        rows.append([what, difference, middle - begin, time.perf_counter() - middle])
-    worst = {"difference": np.max([row[1] for row in rows]), "bound": 1e-6}
-    ours, theirs = np.median([row[2:] for row in rows[-3:]], axis=0)
-    speed = {"ours_s": ours, "pycocotools_s": theirs, "ratio": theirs / ours}
-    rows = [[what, f"{worst:.1g}", f"{a:.2f} s", f"{b:.2f} s", f"{b / a:.1f}"] for what, worst, a, b in rows]
-    print_table("COCO's twelve numbers and pycocotools'", ["case", "difference", "ours", "pycocotools", "ratio"], rows)
-    return {"coco_metrics": worst, "coco_speed": speed}
 
 
 if __name__ == "__main__":

@@ -11,5 +11,5 @@ def require(*names: str) -> None:
     if missing:
         raise InputError(
             f"{', '.join(missing)} cannot be found: pip install 'cnn_jax[peers]', "
-            "and then pip install --no-deps torchvision==0.28.0"
+            "and then pip install --no-deps torchvision==0.28.0 timm==1.0.31 captum==0.9.0 grad-cam==1.5.7 ttach==0.0.3"
         )

@@ -18,7 +18,8 @@ def test_without_the_peers_it_says_what_to_install(monkeypatch, capsys):
         cli.main(parity.main, parity.Config, parity.__doc__)
     said = capsys.readouterr().err
     assert end.value.code == 2
-    assert said.startswith("error: torch, torchvision, timm, pycocotools cannot be found: pip install 'cnn_jax[peers]'")
+    missing = "torch, torchvision, timm, captum, pycocotools"
+    assert said.startswith(f"error: {missing} cannot be found: pip install 'cnn_jax[peers]'")
     assert "pip install --no-deps torchvision==0.28.0" in said
 
 

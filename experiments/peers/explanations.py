@@ -1,0 +1,72 @@
+"""Maps of what counted, ours beside captum's and pytorch-grad-cam's on the same random weights of SimpleCNN."""
+
+from collections.abc import Iterator
+
+import captum.attr
+import numpy as np
+import torch
+from torch import nn
+
+from cnn_jax import models
+from cnn_jax.analysis import attribution, cam, class_score
+from experiments.peers import torch_models, twins
+
+LABELS = [3, 0, 7, 3]
+
+
+class SimpleCNN(torch_models.SimpleCNN):
+    """With a module for every ReLU, as captum's guided back-propagation needs it."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        x = self.pool(self.relu1(self.conv1(x)))
+        x = self.pool(self.relu2(self.conv2(x)))
+        return self.fc2(self.dropout(self.relu3(self.fc1(x.flatten(1)))))
+
+
+def maps() -> Iterator[tuple[tuple[str, str], tuple[np.ndarray, np.ndarray]]]:
+    """((library, method), (ours, theirs)), f32[4,28,28] or f32[4,28,28,1] each."""
+    torch_models.import_torchvision()  # which pytorch-grad-cam imports
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    torch.manual_seed(0)
+    network = SimpleCNN().eval()
+    score = class_score(models.create("simple_cnn"), twins.converted("simple_cnn", network), LABELS)
+    images = np.random.default_rng(0).normal(size=(4, 28, 28, 1)).astype(np.float32)
+    inputs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    peers = captum.attr
+    small = peers.LayerGradCam(network, network.relu2).attribute(inputs, target=LABELS, relu_attributions=True)
+    of_captum = {
+        "gradient": (attribution.gradient, peers.Saliency(network).attribute(inputs, target=LABELS, abs=False)),
+        "gradient × input": (
+            attribution.gradient_times_input, peers.InputXGradient(network).attribute(inputs, target=LABELS),
+        ),
+        "guided back-propagation": (
+            attribution.guided_backpropagation, peers.GuidedBackprop(network).attribute(inputs, target=LABELS),
+        ),
+        "integrated gradients": (
+            lambda *of: attribution.integrated_gradients(*of, steps=50).maps,
+            peers.IntegratedGradients(network).attribute(inputs, target=LABELS, n_steps=50),
+        ),
+        "occlusion": (
+            lambda *of: attribution.occlusion(*of, window=7, stride=3),
+            peers.Occlusion(network).attribute(inputs.detach(), (1, 7, 7), (1, 3, 3), target=LABELS),
+        ),
+        "Grad-CAM": (
+            lambda *of: cam.grad_cam(*of, stage="conv2"),
+            peers.LayerAttribution.interpolate(small, (28, 28), "bilinear"),
+        ),
+    }  # fmt: skip
+    for method, (ours, theirs) in of_captum.items():
+        found = np.asarray(ours(score, images))
+        yield ("captum", method), (found.reshape(4, 28, 28), theirs.detach().numpy().reshape(4, 28, 28))
+    for method, name in (("grad_cam", "GradCAM"), ("grad_cam_plus_plus", "GradCAMPlusPlus"), ("layer_cam", "LayerCAM")):
+        with getattr(pytorch_grad_cam, name)(network, [network.relu2]) as peer:
+            theirs = peer(inputs.detach(), [ClassifierOutputTarget(label) for label in LABELS])
+        found = np.asarray(getattr(cam, method)(score, images, stage="conv2"))
+        least, most = (extreme(found, axis=(1, 2), keepdims=True) for extreme in (np.min, np.max))
+        yield ("grad-cam", name), ((found - least) / (most - least), theirs)  # which stretches each from 0 to 1
