@@ -46,7 +46,7 @@ class Config:
     masks: int = 1000  # of RISE
     out: Path | None = None  # the folder to write; runs/interpret by default, or the next that is free
     platform: Literal["cpu", "gpu", "tpu"] | None = None  # insist on it
-    tiny: bool = False  # four images, few steps
+    tiny: bool = False  # four images, three methods, few steps
 
 
 def main(config: Config) -> None:
@@ -77,6 +77,8 @@ def main(config: Config) -> None:
         "RISE": lambda key, score, x: attribution.rise(key, score, x, masks=masks, baseline=black, **many),
         "Grad-CAM": lambda key, score, x: cam.grad_cam(score, x, stage=stage, **many),
     }
+    if config.tiny:
+        methods = {name: methods[name] for name in ("gradient", "IG", "Grad-CAM")}
     run = Run(config.out or default_path(Path("runs/interpret"), resume=False), vars(config))
     key, score = jax.random.key(0), analysis.class_score(model, variables, labels)
     shown = {name: np.asarray(method(key, score.for_images(images), images))[:6] for name, method in methods.items()}

@@ -23,6 +23,11 @@ if find_spec("torch") is None:
     collect_ignore_glob = ["*/*_peers.py"]
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test comes first, so that it is not alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _optimised(request):
     """Only programs that run for a while, or that are compared with other libraries', are optimised by LLVM.
