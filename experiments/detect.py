@@ -6,7 +6,7 @@
 
 The data set is `scenes/NAME`, scenes made of the items of that set; a JSON file in COCO's form, beside its images; or a
 prepared set of tensorflow-datasets with boxes. The defaults reach AP 0.674 and AP50 0.920 of the test scenes (seed 0;
-12 minutes on 2 CPU cores with other programs beside it; jax 0.10.2, flax 0.12.8).
+12 minutes on 2 CPU cores; jax 0.10.2, flax 0.12.8).
 """
 
 from dataclasses import dataclass
