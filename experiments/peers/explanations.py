@@ -1,5 +1,6 @@
 """Maps of what counted, ours beside captum's and pytorch-grad-cam's on the same random weights of SimpleCNN."""
 
+import warnings
 from collections.abc import Iterator
 
 import captum.attr
@@ -27,8 +28,14 @@ class SimpleCNN(torch_models.SimpleCNN):
         return self.fc2(self.dropout(self.relu3(self.fc1(x.flatten(1)))))
 
 
-def maps() -> Iterator[tuple[tuple[str, str], tuple[np.ndarray, np.ndarray]]]:
-    """((library, method), (ours, theirs)), f32[4,28,28] or f32[4,28,28,1] each."""
+def maps() -> list[tuple[tuple[str, str], tuple[np.ndarray, np.ndarray]]]:
+    """((library, method), (ours, theirs)), f32[4,28,28] each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # captum says of its hooks that it removes them
+        return list(_maps())
+
+
+def _maps() -> Iterator[tuple[tuple[str, str], tuple[np.ndarray, np.ndarray]]]:
     torch_models.import_torchvision()  # which pytorch-grad-cam imports
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
