@@ -3,12 +3,18 @@
 import contextlib
 import errno
 import io
+import shlex
 import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 
 from cnn_jax.errors import InputError, unknown
+
+
+def command(script: str) -> str:
+    """What was typed to start a script of `experiments`, for its report."""
+    return shlex.join(["python", "-m", f"experiments.{script}", *sys.argv[1:]])
 
 
 def main(run: Callable, config_class: type, description: str) -> None:
@@ -20,17 +26,17 @@ def main(run: Callable, config_class: type, description: str) -> None:
     from absl import logging
 
     logging.set_verbosity(logging.FATAL)  # Orbax logs at length what it then raises
+    resumes = "resume" in config_class.__dataclass_fields__
     try:
         with _stoppable():
             run(_parse(config_class, description))
     except _Stopped as stop:
-        resumes = "resume" in config_class.__dataclass_fields__
         what = "what was saved before is whole" + ", and --resume goes on from there" * resumes
         _leave(f"stopped by {signal.Signals(stop.number).name}: {what}", 128 + stop.number)
     except Exception as error:
         code = 2 if isinstance(error, InputError) else getattr(error, "exit_code", None)
         if code is None and _disk_is_full(error):
-            again = "add --resume" if "resume" in config_class.__dataclass_fields__ else "start again"
+            again = "add --resume" if resumes else "start again"
             _leave(f"error: the disk is full: what was saved before is whole. Free some space and {again}", 2)
         if code is None:
             raise

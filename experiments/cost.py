@@ -13,8 +13,6 @@ Images have the size of the publication, or 224×224, or what `--image-size` say
 The whole table takes three minutes on two CPU cores. FLOPs of all published networks agree within 1 %.
 """
 
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +26,7 @@ from cnn_jax import analysis, cli, models, runtime, training
 from cnn_jax.errors import InputError
 from cnn_jax.reporting import cost as report
 from cnn_jax.reporting import page, write_json
-from cnn_jax.run import Run, default_path, environment
+from cnn_jax.run import Run, default_path
 from experiments.zoo import Member, counted, member
 
 NOTES = (
@@ -80,12 +78,12 @@ def main(config: Config) -> None:
         report.print_layers(names[0], layers[names[0]])
     path = report.write(
         run.path,
-        command=shlex.join(["python", "-m", "experiments.cost", *sys.argv[1:]]),
+        command=cli.command("cost"),
         networks=networks,
         layers=layers,
         notes=NOTES,
         peak=max((row["peak_flops_per_second"] for row in networks if config.time), default=None),
-        footer=page.footer(environment()),
+        footer=page.footer(run.path),
     )
     summary = {f"{row['name']}_{key}": x for row in networks for key, x in row.items() if not isinstance(x, str)}
     write_json(run.path / "summary.json", summary)

@@ -9,8 +9,6 @@ noise scale; the Hessian's trace (Hutchinson, with its standard error), its larg
 (Lanczos).
 """
 
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -101,7 +99,7 @@ def main(config: Config) -> None:
     path = report.write(
         run.path,
         title=f"Gradients: {config.model} on {dataset.name}",
-        command=shlex.join(["python", "-m", "experiments.gradients", *sys.argv[1:]]),
+        command=cli.command("gradients"),
         history=of_kernels,
         flow=gradients.verdicts(recorded, state.params, output=output),
         looks=found,

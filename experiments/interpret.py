@@ -10,8 +10,6 @@ each stage how many units are dead, how much is silent, and what its units like 
 """
 
 import json
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,9 +77,10 @@ def main(config: Config) -> None:
     }
     if config.tiny:
         methods = {name: methods[name] for name in ("gradient", "IG", "Grad-CAM")}
-    run = Run(config.out or default_path(Path("runs/interpret"), resume=False), vars(config))
     key, score = jax.random.key(0), analysis.class_score(model, variables, labels)
-    shown = {name: np.asarray(method(key, score.for_images(images), images))[:6] for name, method in methods.items()}
+    first = analysis.class_score(model, variables, labels[:6]).for_images(images[:6])
+    shown = {name: np.asarray(method(key, first, images[:6])) for name, method in methods.items()}
+    run = Run(config.out or default_path(Path("runs/interpret"), resume=False), vars(config))
     judged = analysis.class_score(model, variables, labels, probability=True)
     card = analysis.report_card(
         key, score, images, methods, judged=judged, baseline=black, samples=8 if config.tiny else 100, batch_size=16
@@ -99,7 +98,7 @@ def main(config: Config) -> None:
     path = write_report(
         run.path / "report.html",
         title=f"Inside {about['model']}",
-        summary=[Code(shlex.join(["python", "-m", "experiments.interpret", *sys.argv[1:]]))],
+        summary=[Code(cli.command("interpret"))],
         sections=[
             Section("What counted", [
                 f"The pixels that count for the class each image has, or is taken for; CAM of {stage}.",
@@ -122,7 +121,7 @@ def main(config: Config) -> None:
                      f"Images made to excite the first units of {stage}."),
             ]),
         ],
-        footer=page.footer(json.loads((run.path / "config.json").read_text())["environment"]),
+        footer=page.footer(run.path),
     )  # fmt: skip
     reporting.write_json(run.path / "summary.json", {
         f"{method} {measure}".replace(" ", "_"): float(card.mean[i, k])

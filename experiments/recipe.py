@@ -1,8 +1,6 @@
 """What the scripts that train have in common: their flags, and the way from a recipe to a trained run."""
 
 import dataclasses
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 
-from cnn_jax import data, models, reporting, runtime, training
+from cnn_jax import cli, data, models, reporting, runtime, training
 from cnn_jax.run import Run, default_path
 
 
@@ -132,7 +130,7 @@ def train(
         fit,
         {
             "title": f"{config.model} on {dataset.name}",
-            "command": shlex.join(["python", "-m", f"experiments.{script}", *sys.argv[1:]]),
+            "command": cli.command(script),
             "source": dataset.source,
             "class_names": dataset.class_names,
             "description": description,

@@ -8,8 +8,6 @@ Each claim has a paragraph, a figure, a number with its 95 % interval over seeds
 numbers by a rule that its function in `experiments.claims` states.
 """
 
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +63,7 @@ def main(config: Config) -> None:
     path = report.write(
         run.path,
         title="CNNs, measured",
-        command=shlex.join(["python", "-m", "experiments.textbook", *sys.argv[1:]]),
+        command=cli.command("textbook"),
         claims=claims,
         notes=NOTES,
         seconds=time.perf_counter() - began,

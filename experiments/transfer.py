@@ -10,8 +10,6 @@ Compares learning from scratch, a linear probe and fine-tuning, as NOTES below s
 """
 
 import dataclasses
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +107,7 @@ def main(config: Config) -> None:
         seconds[way] = time.perf_counter() - began
     path = report.write(
         run.path, title=f"{config.model}: from other images to {dataset.name}",
-        command=shlex.join(["python", "-m", "experiments.transfer", *sys.argv[1:]]), dataset=dataset,
+        command=cli.command("transfer"), dataset=dataset,
         weights=net.report, accuracies=accuracies, seconds=seconds, notes=NOTES,
     )  # fmt: skip
     print(f"report: {path}")

@@ -8,9 +8,6 @@ circular padding, zero where theory says zero, and as it was trained); accuracy 
 shift by whole pixels; under shifts between pixels; and under rotation and scale. Mean and 95 % interval over seeds.
 """
 
-import json
-import shlex
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,7 +109,7 @@ def main(config: Config) -> None:
     path = write_report(
         run.path / "report.html",
         title=f"Moved images: SimpleCNN on {dataset.name}",
-        summary=[Code(shlex.join(["python", "-m", "experiments.translation", *sys.argv[1:]]))],
+        summary=[Code(cli.command("translation"))],
         sections=[
             Section("Answers", [
                 Table(header, rows, f"Under all shifts by up to {reach} pixels; mean and 95 % interval over seeds."),
@@ -130,7 +127,7 @@ def main(config: Config) -> None:
                 for name, of in of_curves.items()
             ]),
         ],
-        footer=page.footer(json.loads((run.path / "config.json").read_text())["environment"]),
+        footer=page.footer(run.path),
     )  # fmt: skip
     summary = {f"{way} {name}": values for way, of in found.items() for name, values in of.items()}
     summary |= {f"{way} {kind} {stage} error": v for way, of in errors.items() for (kind, stage), v in of.items()}

@@ -4,26 +4,11 @@ import numpy as np
 import torch
 from networks import compiled
 from safetensors.torch import load_file
-from torch import nn
 
 from cnn_jax import models
 from cnn_jax.models.torch_files import read_tensors
 from experiments.peers.torch_models import import_torchvision
-
-
-def randomise(network: nn.Module) -> nn.Module:
-    """Statistics, scales and biases as training might leave them, rather than zeros and ones."""
-    torch.manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    for name, parameter in network.named_parameters():
-        if name.endswith("layer_scale"):
-            nn.init.uniform_(parameter, 0.2, 1)
-        elif parameter.ndim == 1:
-            nn.init.uniform_(parameter, 0.5, 1.5) if name.endswith("weight") else nn.init.normal_(parameter, 0, 0.2)
-    return network
+from experiments.peers.twins import randomise
 
 
 def assert_same(folder, name: str, theirs: dict, ours: dict, *, shape=(2, 64, 70, 3), make=None) -> None:

@@ -8,7 +8,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from cnn_jax.errors import unknown
 from cnn_jax.models.depthwise import depthwise
-from cnn_jax.models.places import Places, lines, matrix, padded, seen, spread, views
+from cnn_jax.models.places import Places, matrix, padded, seen, spread, views
 from cnn_jax.models.platform import on_cpu
 from cnn_jax.models.winograd import suits_winograd, winograd
 
@@ -76,8 +76,9 @@ def _pads(padding: str, length: int, side: int, stride: int, dilation: int) -> t
 
 
 def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    rows, beside = lines(x)
-    return (rows + jnp.tile(bias, (1, beside))).reshape(x.shape)
+    """Line by line on a CPU: its gradient is a sum over rows, three to ten times as fast over W·C numbers as over C."""
+    beside = x.shape[2] if on_cpu() else 1
+    return (x.reshape(-1, beside * len(bias)) + jnp.tile(bias, (1, beside))).reshape(x.shape)
 
 
 def _native(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:

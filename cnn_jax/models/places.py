@@ -5,8 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.models.platform import on_cpu
-
 
 class Places(NamedTuple):
     """Where the kernel is laid; `pads` are pixels (before, after) the rows and the columns."""
@@ -15,17 +13,6 @@ class Places(NamedTuple):
     dilation: int
     groups: int
     pads: tuple[tuple[int, int], tuple[int, int]]
-
-
-def lines(x: jax.Array) -> tuple[jax.Array, int]:
-    """[N,H,W,C] as a matrix, to be summed over its rows, and how many pixels stand beside each other in a row.
-
-    On a CPU they are those of a line of the image, for XLA sums rows of W·C numbers three to ten times faster than such
-    of C. The gradients of a bias and of batch norm are such sums too.
-    """
-    *_, width, channels = x.shape
-    beside = width if on_cpu() else 1
-    return x.reshape(-1, beside * channels), beside
 
 
 def matrix(x: jax.Array) -> jax.Array:

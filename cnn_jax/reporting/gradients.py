@@ -1,6 +1,5 @@
 """The report of what gradients look like while a network learns, and how curved its loss is."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def write(
                 [Table(["", *(f"step {look['step']}" for look in looks)], numbers), *curves],
             ),
         ],
-        footer=page.footer(json.loads((folder / "config.json").read_text())["environment"]),
+        footer=page.footer(folder),
     )
     write_json(
         folder / "summary.json",

@@ -9,7 +9,7 @@ import numpy as np
 from . import plots
 from .progress import print_table
 from .report import Block, Cards, Code, Details, Figure, Section, Table, write_report
-from .trackers import plain, read_metrics, write_json
+from .trackers import read_metrics, write_json
 
 LAYER_HEADER = ("layer", "type", "output", "parameters", "FLOPs")
 
@@ -118,13 +118,13 @@ def write(
             Section("Results on the test set", results),
             Section("Looking inside", inside),
         ],
-        footer=footer(config["environment"]),
+        footer=footer(folder),
     )
 
 
-def footer(environment: Mapping) -> str:
+def footer(folder: Path) -> str:
     """The last line of a report: with what, on what and when the run was made, from its `config.json`."""
-    told = plain(environment)
+    told = json.loads((Path(folder) / "config.json").read_text())["environment"]
     versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
     return f"Python {told['python']}, {versions}; {told['devices']}, {told['cores']} cores; {told['started']}"
 

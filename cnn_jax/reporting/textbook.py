@@ -1,6 +1,5 @@
 """The page of sentences that were tested: a paragraph, a figure, a number and a verdict for each."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -110,8 +109,8 @@ def write(folder: Path, *, title: str, command: str, claims: Sequence, notes: Se
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in MARKS}
     write_json(folder / "summary.json", {"seconds": seconds, **counts, **numbers})
     draw = page.drawing(folder)
-    verdicts = [f"{MARKS[claim.verdict]} {claim.verdict}" for claim in claims]
-    rows = [[str(i), claim.said, claim.number, verdicts[i - 1]] for i, claim in numbered(claims)]
+    judged = [(str(i), claim, f"{MARKS[claim.verdict]} {claim.verdict}") for i, claim in enumerate(claims, start=1)]
+    rows = [[i, claim.said, claim.number, verdict] for i, claim, verdict in judged]
     return write_report(
         folder / "report.html",
         title=title,
@@ -125,17 +124,12 @@ def write(folder: Path, *, title: str, command: str, claims: Sequence, notes: Se
             Section(
                 f"{i}. {claim.said}",
                 [
-                    Cards([("verdict", verdicts[i - 1], claim.number)]),
+                    Cards([("verdict", verdict, claim.number)]),
                     claim.found,
-                    draw(f"claim_{i:02}", claim.figure, claim.caption),
+                    draw(f"claim_{i.zfill(2)}", claim.figure, claim.caption),
                 ],
             )
-            for i, claim in numbered(claims)
+            for i, claim, verdict in judged
         ],
-        footer=page.footer(json.loads((folder / "config.json").read_text())["environment"]) + f"; {seconds:.0f} s",
+        footer=page.footer(folder) + f"; {seconds:.0f} s",
     )
-
-
-def numbered(claims: Sequence) -> list[tuple[int, object]]:
-    """With their numbers, from 1."""
-    return list(enumerate(claims, start=1))

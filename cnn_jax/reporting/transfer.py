@@ -1,6 +1,5 @@
 """The report of what earlier training is worth: accuracy by number of labelled examples, for several ways to learn."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -110,7 +109,7 @@ def write(
             ),
             Section("How it was done", [weights, *notes]),
         ],
-        footer=page.footer(json.loads((folder / "config.json").read_text())["environment"]),
+        footer=page.footer(folder),
     )
     print_table(caption, ["of each class", *ways], rows)
     return path

@@ -91,6 +91,18 @@ def serve(about: dict, **commands: Callable[[int], float]) -> None:
         print(commands[command](*map(int, arguments)), flush=True)
 
 
+def timed(method: Callable) -> Callable[[int], float]:
+    """A command for `serve`: the seconds of so many calls."""
+
+    def seconds(times: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(times):
+            method()
+        return time.perf_counter() - begin
+
+    return seconds
+
+
 class Contestant:
     """Starts `experiments.peers.MODULE.work(**settings)`; `about` is what it says of itself once it is warm."""
 

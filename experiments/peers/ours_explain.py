@@ -1,8 +1,6 @@
 """Our maps of what counted, timed for `experiments.benchmark --task explain`."""
 
-import time
-
-from experiments.peers.contest import EXPLAINED, serve
+from experiments.peers.contest import EXPLAINED, serve, timed
 
 
 def work() -> None:
@@ -27,13 +25,7 @@ def work() -> None:
         "grad_cam": lambda: cam.grad_cam(score, images, stage="conv2"),
     }
 
-    def timed(method):
-        def seconds(times: int) -> float:
-            begin = time.perf_counter()
-            for _ in range(times):
-                jax.block_until_ready(method())
-            return time.perf_counter() - begin
-
-        return seconds
-
-    serve({"jax": jax.__version__}, **{name: timed(method) for name, method in methods.items()})
+    serve(
+        {"jax": jax.__version__},
+        **{name: timed(lambda m=method: jax.block_until_ready(m())) for name, method in methods.items()},
+    )

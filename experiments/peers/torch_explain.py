@@ -1,12 +1,10 @@
 """captum's and pytorch-grad-cam's maps of the same network, timed for `experiments.benchmark --task explain`."""
 
-import time
-
 import numpy as np
 import torch
 
 from experiments.peers import torch_models
-from experiments.peers.contest import EXPLAINED, serve
+from experiments.peers.contest import EXPLAINED, serve, timed
 
 
 def work(*, threads: int) -> None:
@@ -31,14 +29,5 @@ def work(*, threads: int) -> None:
         "occlusion": lambda: occlusion.attribute(images, (1, window, window), (1, stride, stride), target=labels),
         "grad_cam": lambda: GradCAM(network, [network.conv2])(images, targets),
     }
-
-    def timed(method):
-        def seconds(times: int) -> float:
-            begin = time.perf_counter()
-            for _ in range(times):
-                method()
-            return time.perf_counter() - begin
-
-        return seconds
 
     serve({"threads": threads}, **{name: timed(method) for name, method in methods.items()})

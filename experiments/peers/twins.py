@@ -49,7 +49,7 @@ TWINS = {
 
 
 def create(twin: Twin, *, num_classes: int) -> nn.Module:
-    """The other library's, with statistics, scales and biases as training might leave them, not zeros and ones."""
+    """The other library's, randomised."""
     torchvision = import_torchvision()
     if twin.library == "torchvision":
         network = getattr(torchvision.models, twin.name)(num_classes=num_classes, **twin.theirs)
@@ -57,6 +57,11 @@ def create(twin: Twin, *, num_classes: int) -> nn.Module:
         import timm  # it needs torchvision, as that is imported above
 
         network = timm.create_model(twin.name, num_classes=num_classes, **twin.theirs)
+    return randomise(network)
+
+
+def randomise(network: nn.Module) -> nn.Module:
+    """Statistics, scales and biases as training might leave them, rather than zeros and ones."""
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -7,34 +7,19 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
-from torch import nn
-from torchvision_twins import randomise
 
 from cnn_jax import models
 from cnn_jax.analysis import attribution, cam, faithfulness
 from cnn_jax.analysis.scores import class_score
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.sources import SOURCES
+from experiments.peers.explanations import SimpleCNN
 from experiments.peers.torch_models import import_torchvision
+from experiments.peers.twins import randomise
 
 pytestmark = pytest.mark.peers
 LABELS = [3, 0, 7, 3]
 ZOO = import_torchvision().models.resnet  # which pytorch-grad-cam imports too
-
-
-class SimpleCNN(nn.Module):
-    """With a module for every ReLU, as captum's guided back-propagation needs it."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1)
-        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
-        self.fc1, self.fc2 = nn.Linear(3136, 128), nn.Linear(128, 10)
-
-    def forward(self, x):
-        x = nn.functional.max_pool2d(self.relu1(self.conv1(x)), 2)
-        x = nn.functional.max_pool2d(self.relu2(self.conv2(x)), 2)
-        return self.fc2(self.relu3(self.fc1(x.flatten(1))))
 
 
 def twins(network, model, *shape):

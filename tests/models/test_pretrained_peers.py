@@ -7,12 +7,12 @@ import torch
 from networks import compiled
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torchvision_twins import randomise
 
 from cnn_jax import models
 from cnn_jax.errors import InputError
 from cnn_jax.models.torch_files import read_tensors
 from experiments.peers.torch_models import import_torchvision
+from experiments.peers.twins import randomise
 
 pytestmark = pytest.mark.peers
 
