@@ -17,10 +17,10 @@ from cnn_jax import cli, data, runtime
 from cnn_jax.errors import InputError, unknown
 from cnn_jax.reporting import textbook as report
 from cnn_jax.run import Run, default_path
-from experiments.claims import learning, seeing, trust
+from experiments.claims import labels, layers, moving, seeing, trust
 from experiments.claims.lab import Lab
 
-CLAIMS = seeing.CLAIMS | learning.CLAIMS | trust.CLAIMS
+CLAIMS = seeing.CLAIMS | moving.CLAIMS | layers.CLAIMS | labels.CLAIMS | trust.CLAIMS
 NOTES = (
     "Every introduction to convolutional networks says what follows. Here each sentence is put to the test, on real "
     "images and with networks that a laptop trains in seconds. A verdict is no opinion: it follows from the number "

@@ -18,8 +18,8 @@ import numpy as np
 from cnn_jax import cli, data, models, reporting, runtime
 from cnn_jax.analysis import translation
 from cnn_jax.errors import InputError
+from cnn_jax.reporting import comparisons as draw
 from cnn_jax.reporting import page
-from cnn_jax.reporting import textbook as draw
 from cnn_jax.reporting.report import Code, Section, Table, write_report
 from cnn_jax.run import Run, default_path
 from experiments.claims.lab import Lab, several
@@ -60,8 +60,7 @@ def main(config: Config) -> None:
         lab = Lab(dataset.head(train=256, test=64), seeds=2, steps=2, batch_size=16)
         reach, count, ways = 1, 16, dict(list(WAYS.items())[:1] + list(WAYS.items())[-1:])
     run = Run(config.out or default_path(Path("runs/translation"), resume=False), vars(config))
-    images, labels = np.asarray(dataset.preprocess(lab.digits.test["image"][:count])), lab.test_labels[:count]
-    fill = float((0 - dataset.mean[0]) / dataset.std[0])
+    (images, labels), fill = lab.test(count), lab.black
     angles, factors, parts = np.linspace(-60, 60, 9), np.geomspace(0.5, 2, 9), np.linspace(0, 2, 9)
     curves = {
         "rotation": (partial(translation.rotate, fill=fill), angles),

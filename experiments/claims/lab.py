@@ -43,6 +43,15 @@ class Lab:
         self.digits, self.seeds, self.steps, self.batch_size, self.tiny = digits, range(seeds), steps, batch_size, tiny
         self.labels, self.test_labels = digits.labels("train"), digits.labels("test")
 
+    @property
+    def black(self) -> float:
+        """A pixel without ink, as networks take it."""
+        return float((0 - self.digits.mean[0]) / self.digits.std[0])
+
+    def test(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """So many images of the test split, as networks take them, and their labels."""
+        return np.asarray(self.digits.preprocess(self.digits.test["image"][:count])), self.test_labels[:count]
+
     @cached_property
     def simple_cnn(self) -> list[dict]:
         """Variables of the textbook's network for each seed, trained on all digits."""
@@ -120,6 +129,6 @@ def clearly_above(a: Sequence[float], b: Sequence[float]) -> bool:
     return bool(mean - half > 0)
 
 
-def stacked(variables: Sequence[Any]) -> Any:
-    """Trees of several seeds as one with a leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
+def means(found: dict[str, list[float]], name: str) -> dict[str, float]:
+    """The mean of each way, by a name for `summary.json`."""
+    return {f"{name}_{way}": interval(values)[0] for way, values in found.items()}

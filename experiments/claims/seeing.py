@@ -1,4 +1,4 @@
-"""Claims on what CNNs see: one filter for all places, a hierarchy of features, and moved images."""
+"""Claims on what CNNs see: one filter for all places, and a hierarchy of features."""
 
 import itertools
 
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax import analysis, models
-from cnn_jax.analysis import receptive, translation
-from cnn_jax.reporting import textbook as draw
+from cnn_jax.analysis import receptive
+from cnn_jax.reporting import comparisons as draw
 from cnn_jax.reporting.statistics import interval
 from experiments.claims.lab import Claim, Lab, clearly_above, several
 from experiments.claims.networks import Tower
@@ -101,149 +101,4 @@ def edge_share(filters: np.ndarray) -> float:
     return float((np.square(down @ flat) + np.square(right @ flat)).sum() / np.square(flat).sum())
 
 
-def translation_equivariance(lab: Lab) -> Claim:
-    """Circular padding and a shift by the product of the strides: exact; the real network on moved digits: not."""
-    model = models.create("simple_cnn")
-    around = models.create("simple_cnn", padding="circular")
-    images = np.asarray(lab.digits.preprocess(lab.digits.test["image"][: 64 if lab.tiny else 256]))
-    labels = lab.test_labels[: len(images)]
-    exact = max(
-        float(np.max(errors))
-        for variables in lab.simple_cnn
-        for stage, errors in translation.equivariance(
-            around, variables, images[:32], [(4, 0), (0, -8), (12, 4)], names=("conv1", "conv2")
-        ).items()
-    )
-    black = (0 - lab.digits.mean[0]) / lab.digits.std[0]
-    reach = 2 if lab.tiny else 8
-    maps = [
-        translation.heat_map(model, variables, images, labels, reach=reach, fill=black) for variables in lab.simple_cnn
-    ]
-    still = [m.accuracy[reach, reach] for m in maps]
-    rings = {
-        d: [
-            float(m.accuracy[np.maximum(*np.abs(np.mgrid[-reach : reach + 1, -reach : reach + 1])) == d].mean())
-            for m in maps
-        ]
-        for d in range(reach + 1)
-    }
-    far = min(4, reach)
-    lost = [a - b for a, b in zip(still, rings[far], strict=True)]
-    return Claim(
-        said="CNNs are invariant to translation.",
-        found="Two things go by this name. That a convolution's map moves with its image is exact: where images and "
-        f"padding go around and the shift is a multiple of the strides, no stage differs by more than {exact:.1g} of "
-        "its size, if at all, and that is rounding. That the answer does not change is another matter: of digits moved "
-        f"on a black ground by {far} pixels {several(rings[far])} are named rightly instead of {several(still)}, by "
-        f"{reach} pixels {several(rings[reach])}, for the dense layer has a weight for each place.",
-        number=f"{several(lost)} points lost by {far} pixels; equivariance error {exact:.1g}",
-        verdict="does not hold" if exact > 1e-4 else "holds in part" if interval(lost)[0] > 0.01 else "holds",
-        figure=draw.heat_map(np.mean([m.accuracy for m in maps], axis=0), reach),
-        caption="Test accuracy under each shift, in pixels.",
-        numbers={"equivariance_error": exact}
-        | {f"accuracy_moved_{d}": interval(values)[0] for d, values in rings.items()},
-    )  # fmt: skip
-
-
-def pooling(lab: Lab) -> Claim:
-    """How steady the answer is under small shifts, by pooling and head, all trained alike."""
-    ways = {
-        "max, flattened": {},
-        "average, flattened": {"pooling": "average"},
-        "blur, flattened": {"pooling": "blur"},
-        "max, averaged": {"head": "average"},
-        "adaptive, averaged": {"pooling": "aps", "head": "average"},
-    }
-    images = np.asarray(lab.digits.preprocess(lab.digits.test["image"][: 64 if lab.tiny else 256]))
-    labels = lab.test_labels[: len(images)]
-    black = (0 - lab.digits.mean[0]) / lab.digits.std[0]
-    kept, accuracy = {}, {}
-    for way, options in ways.items():
-        model = models.create("simple_cnn", **options)
-        learn, score = lab.learner(model), lab.scorer(model)
-        kept[way], accuracy[way] = [], []
-        for seed in lab.seeds:
-            variables = learn(seed)
-            accuracy[way].append(score(variables))
-            kept[way].append(
-                float(translation.heat_map(model, variables, images, labels, reach=3, fill=black).kept.mean())
-            )
-    plain, best = kept["max, flattened"], max(kept, key=lambda way: np.mean(kept[way]))
-    return Claim(
-        said="Pooling makes the answer steady under small shifts.",
-        found="SimpleCNN is trained with each pooling and head, and its test images are moved by up to three pixels "
-        f"every way. With max pooling and a flattened map {several(plain)} of the answers stay; "
-        + "; ".join(f"{way} {several(values)}" for way, values in kept.items() if way != "max, flattened")
-        + f". Test accuracy in place is {several(accuracy['max, flattened'])} for the first. What the head does with "
-        "places weighs as much as how they are pooled.",
-        number=f"{several(plain)} of answers kept; at best {several(kept[best])} ({best})",
-        verdict=(
-            "holds in part" if best != "max, flattened" and clearly_above(kept[best], plain)
-            else "holds" if interval(plain)[0] > 0.95 else "does not hold"
-        ),
-        figure=draw.bars(kept, "answers kept under shifts of up to 3 pixels, %"),
-        caption="Steadiness of the answer by pooling and head.",
-        numbers={f"kept_{way}": interval(values)[0] for way, values in kept.items()}
-        | {f"accuracy_{way}": interval(values)[0] for way, values in accuracy.items()},
-    )  # fmt: skip
-
-
-def gradient_flow(lab: Lab) -> Claim:
-    """How large the gradient of the first kernel of a deep tower is, as a multiple of the last one's, untrained."""
-    depth = 6 if lab.tiny else 20
-    ways = {
-        "sigmoid": {"activation": "sigmoid"},
-        "ReLU": {"activation": "relu"},
-        "ReLU, batch norm": {"activation": "relu", "norm": True},
-        "ReLU, residual": {"activation": "relu", "residual": True},
-    }
-    images, labels = lab.digits.preprocess(lab.digits.train["image"][:64]), lab.labels[:64]
-    found, flow = {}, {}
-    for way, options in ways.items():
-        model = Tower(depth=depth, **options)
-
-        @jax.jit
-        def sizes(variables, model=model):
-            def loss(params):
-                logits, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-                return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
-
-            gradient = jax.grad(loss)(variables["params"])
-            return jnp.stack([jnp.sqrt(jnp.square(gradient[f"conv{i}"]["kernel"]).mean()) for i in range(1, depth + 1)])
-
-        start = lab.starter(model)
-        flow[way] = np.stack([np.asarray(sizes(start(seed))) for seed in lab.seeds])
-        found[way] = [float(np.log10(np.maximum(one[1], 1e-30) / one[-1])) for one in flow[way]]
-    better = [clearly_above(found[way], found["sigmoid"]) for way in ways if way != "sigmoid"]
-    lost, kept = found["sigmoid"], max((way for way in ways if way != "sigmoid"), key=lambda way: np.mean(found[way]))
-    return Claim(
-        said="In deep networks gradients vanish; ReLU, batch norm and residual connections let them flow.",
-        found=f"In untrained towers of {depth} convolutions the gradient of the second kernel is compared with that of "
-        "the last. With the sigmoid it is 10 to the power of "
-        f"{several(lost, scale=1, unit='')} of it; "
-        + "; ".join(
-            f"with {way} {several(found[way], scale=1, unit='')}" for way in ways if way != "sigmoid"
-        )
-        + ".",
-        number=f"10^({several(lost, scale=1, unit='')}) with the sigmoid, "
-        f"10^({several(found[kept], scale=1, unit='')}) with {kept}",
-        verdict=(
-            "holds" if interval(lost)[0] < -3 and all(better)
-            else "holds in part" if interval(lost)[0] < -3 else "does not hold"
-        ),
-        figure=draw.lines(
-            {way: {i + 1: np.log10(np.maximum(of[:, i], 1e-30)) for i in range(depth)} for way, of in flow.items()},
-            "convolution, from the image", "gradient, power of ten", scale=1, log=False,
-        ),
-        caption="Root mean square of the gradient of each kernel.",
-        numbers={f"gradient_flow_{way}": interval(values)[0] for way, values in found.items()},
-    )  # fmt: skip
-
-
-CLAIMS = {
-    "sharing": sharing,
-    "hierarchy": hierarchy,
-    "pooling": pooling,
-    "translation": translation_equivariance,
-    "gradient_flow": gradient_flow,
-}
+CLAIMS = {"sharing": sharing, "hierarchy": hierarchy}

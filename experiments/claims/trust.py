@@ -9,7 +9,7 @@ import numpy as np
 from cnn_jax import models
 from cnn_jax.analysis import adversarial, attribution, cam, class_score, faithfulness
 from cnn_jax.analysis.report_card import edges, random_map
-from cnn_jax.reporting import textbook as draw
+from cnn_jax.reporting import comparisons as draw
 from cnn_jax.reporting.statistics import interval
 from experiments.claims.lab import Claim, Lab, clearly_above, several
 
@@ -95,19 +95,17 @@ def fooled(lab: Lab) -> Claim:
 
 def black_box(lab: Lab) -> Claim:
     """Whether maps of what mattered are better than a random map and an edge detector, which know nothing."""
-    model, count = models.create("simple_cnn"), 8 if lab.tiny else 48
-    images = np.asarray(lab.digits.preprocess(lab.digits.test["image"][:count]))
-    labels = lab.test_labels[:count]
-    black = float((0 - lab.digits.mean[0]) / lab.digits.std[0])
+    model = models.create("simple_cnn")
+    images, labels = lab.test(8 if lab.tiny else 48)
     key = jax.random.key(0)
     methods = {
         "random map": lambda score: random_map(key, images),
         "edges": lambda score: edges(images),
         "gradient": lambda score: np.abs(attribution.gradient(score, images)).sum(-1),
         "integrated gradients": lambda score: attribution.integrated_gradients(
-            score, images, baseline=black, steps=4 if lab.tiny else 32
+            score, images, baseline=lab.black, steps=4 if lab.tiny else 32
         ).maps.sum(-1),
-        "occlusion": lambda score: attribution.occlusion(score, images, window=5, stride=2, baseline=black),
+        "occlusion": lambda score: attribution.occlusion(score, images, window=5, stride=2, baseline=lab.black),
         "Grad-CAM": lambda score: cam.grad_cam(score, images, stage="conv2"),
     }
     found = {name: [] for name in methods}
@@ -115,7 +113,7 @@ def black_box(lab: Lab) -> Claim:
         score = class_score(model, variables, labels)
         judged = class_score(model, variables, labels, probability=True)
         for name, method in methods.items():
-            area = faithfulness.deletion(judged, images, method(score), baseline=black).area
+            area = faithfulness.deletion(judged, images, method(score), baseline=lab.black).area
             found[name].append(float(np.mean(area)))
     bare = min(("random map", "edges"), key=lambda name: np.mean(found[name]))
     better = [name for name in list(methods)[2:] if clearly_above(found[bare], found[name])]

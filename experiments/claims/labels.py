@@ -1,4 +1,4 @@
-"""Claims on how CNNs learn: what they need, and what helps them."""
+"""Claims on labels: how many are needed, and what becomes of a network that has too few."""
 
 from functools import partial
 
@@ -7,32 +7,9 @@ import numpy as np
 
 from cnn_jax import analysis, models
 from cnn_jax.data import augment
-from cnn_jax.reporting import textbook as draw
+from cnn_jax.reporting import comparisons as draw
 from cnn_jax.reporting.statistics import interval
-from experiments.claims.lab import Claim, Lab, clearly_above, several
-from experiments.claims.networks import Tower
-
-
-def relu(lab: Lab) -> Claim:
-    ways = {"ReLU": "relu", "tanh": "tanh", "sigmoid": "sigmoid", "none": None}
-    found = {}
-    for name, activation in ways.items():
-        model = Tower(depth=6, activation=activation)
-        learn, accuracy = lab.learner(model, learning_rate=3e-3), lab.scorer(model)
-        found[name] = [accuracy(learn(seed)) for seed in lab.seeds]
-    others = {name: clearly_above(found["ReLU"], values) for name, values in found.items() if name != "ReLU"}
-    return Claim(
-        said="ReLU makes networks learn faster and better than sigmoid or tanh, and without a non-linearity depth is "
-        "worth nothing.",
-        found=f"The same network of six convolutions learns for {lab.steps} steps with each. ReLU reaches "
-        f"{several(found['ReLU'])}, tanh {several(found['tanh'])}, sigmoid {several(found['sigmoid'])}. Without any "
-        f"the whole network is one linear map and its pooling, and reaches {several(found['none'])}.",
-        number=f"ReLU {several(found['ReLU'])}, sigmoid {several(found['sigmoid'])}",
-        verdict="holds" if all(others.values()) else "holds in part" if others["sigmoid"] else "does not hold",
-        figure=draw.bars(found, "test accuracy, %"),
-        caption=f"Accuracy after {lab.steps} steps; bars are 95 % intervals over {len(lab.seeds)} seeds.",
-        numbers=means(found, "relu"),
-    )
+from experiments.claims.lab import Claim, Lab, clearly_above, means, several
 
 
 def hunger(lab: Lab) -> Claim:
@@ -153,44 +130,4 @@ def over_fitting(lab: Lab) -> Claim:
     )  # fmt: skip
 
 
-def batch_norm(lab: Lab) -> Claim:
-    rates = (1e-3, 1e-1) if lab.tiny else (1e-4, 1e-3, 1e-2, 1e-1)
-    found = {"with": {}, "without": {}}
-    for way, norm in (("with", True), ("without", False)):
-        model = Tower(depth=6, norm=norm)
-        accuracy = lab.scorer(model)
-        for rate in rates:
-            learn = lab.learner(model, learning_rate=rate)
-            found[way][rate] = [accuracy(learn(seed)) for seed in lab.seeds]
-    better = [rate for rate in rates if clearly_above(found["with"][rate], found["without"][rate])]
-    top = {way: max(of.values(), key=np.mean) for way, of in found.items()}
-    worst = rates[-1]
-    return Claim(
-        said="Batch norm makes training faster and allows larger learning rates.",
-        found=f"Six convolutions learn for {lab.steps} steps of Adam at each rate, with batch norm and without. At "
-        f"{worst:g} it is {several(found['with'][worst])} with and {several(found['without'][worst])} without; at the "
-        f"rate that is best for each, {several(top['with'])} and {several(top['without'])}. It is clearly better at "
-        f"{len(better)} of {len(rates)} rates.",
-        number=f"{several(found['with'][worst])} with, {several(found['without'][worst])} without, at rate {worst:g}",
-        verdict=(
-            "holds" if worst in better and clearly_above(top["with"], top["without"])
-            else "holds in part" if better else "does not hold"
-        ),
-        figure=draw.lines(found, "learning rate", "test accuracy, %"),
-        caption="Accuracy by learning rate, with batch norm and without.",
-        numbers={f"batch_norm_{way}_{rate:g}": interval(of[rate])[0] for way, of in found.items() for rate in rates},
-    )  # fmt: skip
-
-
-def means(found: dict[str, list[float]], name: str) -> dict[str, float]:
-    """The mean of each way, by a name for `summary.json`."""
-    return {f"{name}_{way}": interval(values)[0] for way, values in found.items()}
-
-
-CLAIMS = {
-    "relu": relu,
-    "batch_norm": batch_norm,
-    "hunger": hunger,
-    "transfer": transfer,
-    "over_fitting": over_fitting,
-}
+CLAIMS = {"hunger": hunger, "transfer": transfer, "over_fitting": over_fitting}
