@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.analysis.guided import guided
-from cnn_jax.analysis.loops import for_loops
 from cnn_jax.analysis.scores import (
     at_least_one,
     evaluate,
@@ -177,10 +176,9 @@ def _derivative(score: Callable, images: jax.Array) -> jax.Array:
 
 
 def _derivatives(score: Callable, images: jax.Array) -> jax.Array:
-    """Of K versions of each image, f32[N,K,H,W,C]; for the body of a loop."""
+    """Of K versions of each image, f32[N,K,H,W,C]."""
     flat = images.reshape(-1, *images.shape[2:])
-    derivative = for_loops(partial(_derivative, repeated(score, images.shape[1])))
-    return derivative(flat).reshape(images.shape)
+    return _derivative(repeated(score, images.shape[1]), flat).reshape(images.shape)
 
 
 _gradient = jax.jit(_derivative)
@@ -193,58 +191,67 @@ def _guided(score, images):
     return jax.grad(function)(images, score)
 
 
-@partial(jax.jit, static_argnames=("steps", "together"))
 def _integrated(score, images, baseline, *, steps, together):
     places, weights = np.polynomial.legendre.leggauss(steps)  # on [-1,1]
-    places = jnp.asarray((places + 1) / 2, jnp.float32)
-    change = images - baseline
+    places = np.asarray((places + 1) / 2, np.float32)
+    mean = weighted_sum(_on_the_way, (places, score, images, baseline), weights / 2, together=together)
+    return _with_gap(score, images, baseline, mean)
 
-    def on_the_way(index):
-        part = places[index].reshape(1, -1, 1, 1, 1)
-        return _derivatives(score, baseline[:, None] + part * change[:, None])
 
-    maps = weighted_sum(on_the_way, weights / 2, together=together) * change
+def _on_the_way(index, places, score, images, baseline):
+    part = places[index].reshape(1, -1, 1, 1, 1)
+    return _derivatives(score, baseline[:, None] + part * (images - baseline)[:, None])
+
+
+@jax.jit
+def _with_gap(score, images, baseline, mean):
+    maps = mean * (images - baseline)
     gap = maps.sum((1, 2, 3)) - (values(score, images) - values(score, baseline))
     return Integrated(maps, gap)
 
 
-@partial(jax.jit, static_argnames=("samples", "together"))
 def _smooth(noise, score, images, keys, *, samples, together):
+    return weighted_sum(_with_noise, (noise, score, images, keys), np.full(samples, 1 / samples), together=together)
+
+
+def _with_noise(index, noise, score, images, keys):
     deviation = noise * (images.max((1, 2, 3)) - images.min((1, 2, 3)))
 
     def noisy(key, deviation, image, sample):
         return image + deviation * jax.random.normal(jax.random.fold_in(key, sample), image.shape)
 
-    def derivatives(index):
-        every = jax.vmap(jax.vmap(noisy, (None, None, None, 0)), (0, 0, 0, None))
-        return _derivatives(score, every(keys, deviation, images, index))
-
-    return weighted_sum(derivatives, np.full(samples, 1 / samples), together=together)
+    every = jax.vmap(jax.vmap(noisy, (None, None, None, 0)), (0, 0, 0, None))
+    return _derivatives(score, every(keys, deviation, images, index))
 
 
-@partial(jax.jit, static_argnames=("window", "stride", "together"))
 def _occlusion(score, images, baseline, *, window, stride, together):
-    height, width = images.shape[1:3]
-    tops, lefts = (np.arange(-(-(side - window) // stride) + 1) * stride for side in (height, width))
-    covers = [  # which pixels of a side lie in each window: bool[windows, side]
+    tops, lefts = (np.arange(-(-(side - window) // stride) + 1) * stride for side in images.shape[1:3])
+    rows, columns = (  # which pixels of a side lie in each window: bool[windows, side]
         (np.arange(side) >= first[:, None]) & (np.arange(side) < first[:, None] + window)
-        for side, first in ((height, tops), (width, lefts))
-    ]
-    rows, columns = map(jnp.asarray, covers)
-    whole = values(score, images)
-
-    def falls(index):
-        covered = rows[index // len(lefts)][:, :, None] & columns[index % len(lefts)][:, None, :]
-        covered = covered[None, ..., None]  # [1,K,H,W,1]
-        without = evaluate(score, jnp.where(covered, baseline[:, None], images[:, None]))
-        return (whole[:, None] - without)[..., None, None] * covered[..., 0]
-
-    total = weighted_sum(falls, np.ones(len(tops) * len(lefts)), together=together)
-    return total / (covers[0].sum(0)[:, None] * covers[1].sum(0)).astype(np.float32)[None]
+        for side, first in zip(images.shape[1:3], (tops, lefts), strict=True)
+    )
+    arrays = (rows, columns, score, images, baseline, _values(score, images))
+    total = weighted_sum(_fall, arrays, np.ones(len(tops) * len(lefts)), together=together)
+    return total / (rows.sum(0)[:, None] * columns.sum(0)).astype(np.float32)[None]
 
 
-@partial(jax.jit, static_argnames=("masks", "cells", "together"))
+def _fall(index, rows, columns, score, images, baseline, whole):
+    covered = rows[index // len(columns)][:, :, None] & columns[index % len(columns)][:, None, :]
+    covered = covered[None, ..., None]  # [1,K,H,W,1]
+    without = evaluate(score, jnp.where(covered, baseline[:, None], images[:, None]))
+    return (whole[:, None] - without)[..., None, None] * covered[..., 0]
+
+
+_values = jax.jit(values)
+
+
 def _rise(key, probability, score, images, baseline, *, masks, cells, together):
+    arrays = (key, probability, score, images, baseline)
+    weights = np.full(masks, 1 / masks)
+    return weighted_sum(_let_through, arrays, weights, together=together, options=(cells,)) / probability
+
+
+def _let_through(index, key, probability, score, images, baseline, cells):
     height, width = images.shape[1:3]
     steps = tuple(-(-side // cells) for side in (height, width))  # pixels of a cell
 
@@ -255,9 +262,6 @@ def _rise(key, probability, score, images, baseline, *, masks, cells, together):
         shift = jax.random.randint(of_shift, (2,), 0, jnp.array(steps))
         return jax.lax.dynamic_slice(large, shift, (height, width))
 
-    def weighted(index):
-        through = jax.vmap(mask)(index)[None]
-        seen = through[..., None] * (images - baseline)[:, None] + baseline[:, None]
-        return evaluate(score, seen)[..., None, None] * through
-
-    return weighted_sum(weighted, np.full(masks, 1 / masks), together=together) / probability
+    through = jax.vmap(mask)(index)[None]
+    seen = through[..., None] * (images - baseline)[:, None] + baseline[:, None]
+    return evaluate(score, seen)[..., None, None] * through

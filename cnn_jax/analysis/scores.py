@@ -343,27 +343,37 @@ def repeated(score: Callable, versions: int) -> Callable:
     return replace(score, targets={name: jnp.repeat(x, versions) for name, x in score.targets.items()})
 
 
-def weighted_sum(function: Callable[[jax.Array], jax.Array], weights: jax.Array, *, together: int) -> jax.Array:
-    """The sum over steps i of `weights[i] * function(i)`, by a scan, so that memory does not grow with their number.
+def weighted_sum(
+    function: Callable, arrays: tuple, weights: np.ndarray, *, together: int, options: tuple = ()
+) -> jax.Array:
+    """The sum over steps i of `weights[i] * function(i, …)`, some steps at a time: memory does not grow with them all.
+
+    One compiled program is called in turns. A compiled loop would be slower: XLA's CPU back end computes the gradients
+    of a convolution well outside of loops alone.
 
     Args:
-        function: of i32[K], some steps, to [N,K,…].
+        function: `function(index, *arrays, *options)`, of i32[K], some steps, to [N,K,…]; traceable, and defined once,
+            as programs are compiled for it.
+        arrays: pytrees of arrays.
         weights: f32[S].
-        together: K. What is missing in the last scan is computed for the first steps, and weighs nothing.
+        together: K. What is missing in the last turn is computed for the first steps, and weighs nothing.
+        options: hashable; a program is compiled for each.
     """
     steps = len(weights)
     together = min(together, steps)
-    index = np.arange(-(-steps // together) * together)
-    weights = jnp.where(index < steps, jnp.asarray(weights, jnp.float32)[index % steps], 0)
+    index = np.arange(-(-steps // together) * together, dtype=np.int32)
+    weights = np.where(index < steps, np.asarray(weights, np.float32)[index % steps], np.float32(0))
+    total = None
+    for first in range(0, len(index), together):
+        turn = slice(first, first + together)
+        part = _turn(function, options, index[turn] % steps, weights[turn], arrays)
+        total = part if total is None else total + part
+    return total
 
-    def add(total, part):
-        index, weights = part
-        return total + jnp.einsum("nk...,k->n...", function(index), weights, precision="highest"), None
 
-    parts = (jnp.asarray(index % steps).reshape(-1, together), weights.reshape(-1, together))
-    first = jax.eval_shape(lambda: function(parts[0][0]))
-    zeros = jnp.zeros((first.shape[0], *first.shape[2:]), jnp.float32)
-    return jax.lax.scan(add, zeros, parts)[0]
+@partial(jax.jit, static_argnums=(0, 1))
+def _turn(function, options, index, weights, arrays):
+    return jnp.einsum("nk...,k->n...", function(index, *arrays, *options), weights, precision="highest")
 
 
 def at_least_one(**counts: int) -> None:

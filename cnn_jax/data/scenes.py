@@ -18,6 +18,8 @@ from cnn_jax.errors import InputError
 # Ink of at least this share belongs to the object.
 SOLID = 0.4
 CHUNK = 64
+# Of items, on the ground of a scene.
+PIECES = 6
 TEST_KEY = 20_261_125
 
 
@@ -79,31 +81,37 @@ def make(key: jax.Array, items: dict, *, count: int, size: int = 64, most: int =
         `instances` u8[count,size,size], 0 on the ground and i + 1 on object i; `map` u8[count,size,size], 0 on the
         ground and 1 + the label on an object.
     """
-    device = jax.device_put({"image": jnp.asarray(items["image"][..., 0]), "label": jnp.asarray(items["label"])})
+    items = jax.device_put({"image": jnp.asarray(items["image"][..., 0]), "label": jnp.asarray(items["label"])})
     chunks = []
     for i in range(-(-count // CHUNK)):
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(i * CHUNK, (i + 1) * CHUNK))
-        chunks.append(jax.device_get(_scenes(keys, device, size, most)))
+        chunks.append(jax.device_get(_scenes(keys, _drawn(keys, items, most + PIECES), size, most)))
     return {name: np.concatenate([chunk[name] for chunk in chunks])[:count] for name in chunks[0]}
+
+
+@partial(jax.jit, static_argnums=2)
+def _drawn(keys, items, each):
+    """Random items, so many for each key; drawn here, a scene's program is the same for sets of any size."""
+    draw = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), each, 0, len(items["label"])))
+    return jax.tree.map(lambda values: values[draw(keys)], items)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _scenes(keys, items, size, most):
-    return jax.vmap(lambda key: _scene(key, items, size, most))(keys)
+    return jax.vmap(lambda key, items: _scene(key, items, size, most))(keys, items)
 
 
 def _scene(key, items, size, most):
     ground_key, clutter_key, *object_keys = jax.random.split(key, most + 2)
-    picture = _ground(ground_key, size)
-    picture = _clutter(clutter_key, picture, items, size)
+    images, labels = items["image"] / 255.0, items["label"][:most]
+    picture = _clutter(clutter_key, _ground(ground_key, size), images[most:])
     wanted = jax.random.randint(jax.random.fold_in(key, 0), (), 1, most + 1)
 
     def place(carry, given):
         picture, instances, whole = carry
-        i, key = given
-        row_key, place_key, colour_key = jax.random.split(key, 3)
-        row = jax.random.randint(row_key, (), 0, len(items["label"]))
-        ink = _placed(place_key, items["image"][row] / 255.0, size, (0.8, 1.6))
+        i, key, image = given
+        place_key, colour_key = jax.random.split(key)
+        ink = _placed(place_key, image, size, (0.8, 1.6))
         solid = ink >= SOLID
         # What would be left to see of those before.
         seen = jax.vmap(lambda j: ((instances == j + 1) & ~solid).sum())(jnp.arange(most))
@@ -111,11 +119,11 @@ def _scene(key, items, size, most):
         painted = _painted(colour_key, picture, ink, contrast=0.5)
         picture = jnp.where(fits, painted, picture)
         instances = jnp.where(fits & solid, i + 1, instances)
-        return (picture, instances, whole.at[i].set(jnp.where(fits, solid.sum(), 0))), (items["label"][row], fits)
+        return (picture, instances, whole.at[i].set(jnp.where(fits, solid.sum(), 0))), fits
 
     start = (picture, jnp.zeros((size, size), jnp.int32), jnp.zeros(most, jnp.int32))
-    given = (jnp.arange(most), jnp.stack(object_keys))
-    (picture, instances, _), (labels, objects) = jax.lax.scan(place, start, given)
+    given = (jnp.arange(most), jnp.stack(object_keys), images[:most])
+    (picture, instances, _), objects = jax.lax.scan(place, start, given)
     boxes, objects = boxes_of(instances, most)
     labels = jnp.where(objects, labels, 0)
     classes = jnp.where(instances > 0, 1 + labels[jnp.maximum(instances - 1, 0)], 0)
@@ -180,14 +188,16 @@ def _ground(key, size):
     return first + share * (second - first) + 0.04 * jax.random.normal(noise_key, (size, size, 3))
 
 
-def _clutter(key, picture, items, size, pieces=6):
-    """Pieces of items, too small to be any: strokes and corners that look like objects and are none."""
-    for piece_key in jax.random.split(key, pieces):
-        row_key, corner_key, place_key, colour_key = jax.random.split(piece_key, 4)
-        item = items["image"][jax.random.randint(row_key, (), 0, len(items["label"]))] / 255.0
+def _clutter(key, picture, items):
+    """Pieces of items f32[PIECES,h,w], too small to be any: strokes and corners that look like objects and are none."""
+
+    def add(picture, given):
+        key, item = given
+        corner_key, place_key, colour_key = jax.random.split(key, 3)
         side = item.shape[0] * 2 // 7
         corner = jax.random.randint(corner_key, (2,), 0, item.shape[0] - side + 1)
         piece = jax.lax.dynamic_slice(item, corner, (side, side))
-        ink = _placed(place_key, piece, size, (0.8, 1.4))
-        picture = _painted(colour_key, picture, 0.8 * ink, contrast=0.0)
-    return picture
+        ink = _placed(place_key, piece, len(picture), (0.8, 1.4))
+        return _painted(colour_key, picture, 0.8 * ink, contrast=0.0), None
+
+    return jax.lax.scan(add, picture, (jax.random.split(key, len(items)), items))[0]
