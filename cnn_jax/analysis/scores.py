@@ -92,12 +92,13 @@ def class_score(model: nn.Module, variables: Any, labels: Any, *, probability: b
     return Score(model, variables, read, {"label": _whole("label", labels)}, _class_sizes)
 
 
-def pixel_score(model: nn.Module, variables: Any, pixels: Any, labels: Any) -> Score:
+def pixel_score(model: nn.Module, variables: Any, pixels: Any, labels: Any, *, probability: bool = False) -> Score:
     """The logit of a class at a pixel, for segmenters: outputs f32[N,H,W,classes], or {"logits": …} of such.
 
     Args:
         pixels: (row, column), or i32[N,2], one for each image.
         labels: the class, or i32[N].
+        probability: by softmax, instead of the logit.
 
     Raises:
         InputError: as `class_score`.
@@ -106,11 +107,19 @@ def pixel_score(model: nn.Module, variables: Any, pixels: Any, labels: Any) -> S
     if pixels.ndim not in (1, 2) or pixels.shape[-1] != 2:
         raise InputError(f"pixels have shape {pixels.shape}: expected (row, column), or one for each image, (N, 2)")
     targets = {"row": pixels[..., 0], "column": pixels[..., 1], "label": _whole("label", labels)}
-    return Score(model, variables, _pixel_logit, targets, _pixel_sizes)
+    read = _pixel_probability if probability else _pixel_logit
+    return Score(model, variables, read, targets, _pixel_sizes)
 
 
 def box_score(
-    model: nn.Module, variables: Any, images: jax.Array, boxes: Any, labels: Any, *, batch_size: int = 64
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    boxes: Any,
+    labels: Any,
+    *,
+    probability: bool = False,
+    batch_size: int = 64,
 ) -> Score:
     """The logit of a box's class at the place that sees the box, for detectors such as `models.FCOS`.
 
@@ -122,6 +131,7 @@ def box_score(
         images: f32[N,H,W,C].
         boxes: f32[N,4], one of each image: left, top, right and bottom in pixels; say one that the detector found.
         labels: the class, or i32[N].
+        probability: by the logistic function, instead of the logit.
 
     Raises:
         InputError: as `class_score`; or a box that no place's box overlaps.
@@ -130,7 +140,8 @@ def box_score(
     if boxes.shape != (len(images), 4):
         raise InputError(f"boxes have shape {boxes.shape} for {len(images)} images: expected ({len(images)}, 4)")
     targets = {"place": np.zeros((), np.int32), "label": _whole("label", labels)}
-    score, images = prepare(Score(model, variables, _box_logit, targets, _box_sizes), images)
+    read = _box_probability if probability else _box_logit
+    score, images = prepare(Score(model, variables, read, targets, _box_sizes), images)
     place, overlap = in_batches(_best_place, score, images, boxes, batch_size=batch_size)
     if not (overlap > 0).all():
         row = int(jnp.argmin(overlap))
@@ -161,6 +172,10 @@ def _pixel_logit(outputs, targets):
     return _logits(outputs)[rows, targets["row"], targets["column"], targets["label"]]
 
 
+def _pixel_probability(outputs, targets):
+    return _pixel_logit(jax.nn.softmax(_logits(outputs)), targets)
+
+
 def _pixel_sizes(outputs):
     logits = _logits(outputs)
     if getattr(logits, "ndim", 0) != 4:
@@ -171,6 +186,10 @@ def _pixel_sizes(outputs):
 def _box_logit(outputs, targets):
     rows = jnp.arange(len(targets["label"]))
     return _flat(outputs, "logits")[rows, targets["place"], targets["label"]]
+
+
+def _box_probability(outputs, targets):
+    return jax.nn.sigmoid(_box_logit(outputs, targets))
 
 
 def _box_sizes(outputs):
