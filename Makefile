@@ -4,13 +4,17 @@ BIN := .venv/bin
 # Two processes; a file's tests stay in one, where they share what was compiled. In their order, the longest are not last.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: mnist test parity lint clean
+.PHONY: mnist test slow parity lint clean
 
 mnist: .venv/installed
 	$(BIN)/python -m experiments.classify --out runs/mnist --resume
 
 test: .venv/installed
-	$(PYTEST) -m "not peers"
+	$(PYTEST) -m "not peers and not slow"
+
+# The tests that take longest, such as whole runs on sets made by hand.
+slow: .venv/installed
+	$(PYTEST) -m "slow and not peers"
 
 # Against PyTorch and scikit-learn; on Python 3.11 pip finds a CPU build of torch.
 parity: .venv/peers

@@ -4,7 +4,10 @@ import os
 from importlib.util import find_spec
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Compiling is most of the tests' time: LLVM's second and third level would take a sixth more of it.
+os.environ["XLA_FLAGS"] = " ".join(
+    (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=1")
+)
 
 import jax
 import pytest
@@ -34,8 +37,8 @@ def _optimised(request):
 
     In the other files compiling is most of the time. XLA's own passes, which decide what is computed, always run.
     """
-    long = {"experiments", "training"} & set(request.path.parts) or request.path.stem.endswith("_peers")
-    jax.config.update("jax_disable_most_optimizations", not long)
+    runs = {"experiments", "training", "test_readme.py"} & set(request.path.parts)
+    jax.config.update("jax_disable_most_optimizations", not (runs or request.path.stem.endswith("_peers")))
 
 
 @pytest.fixture

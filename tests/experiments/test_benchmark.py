@@ -22,6 +22,7 @@ def last_line(capsys, *, batch_size=16, **options):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_alone(capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     found = last_line(capsys)
@@ -35,6 +36,7 @@ def test_alone(capsys, monkeypatch):
     assert not any(name.startswith(("torch", "ratio")) for name in step)
 
 
+@pytest.mark.slow
 def test_the_number_of_objects_compiles_nothing_anew(capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     objects = contest.random_data("fcos_small", 16, 64)["objects"].sum(1)

@@ -43,6 +43,7 @@ def test_predict_draws_boxes(run, tmp_path):
         assert drawn.width / drawn.height == 90 / 50
 
 
+@pytest.mark.slow
 def test_a_set_in_cocos_form(tmp_path):
     """From training to a drawn picture; a real if small detector, which finds the squares of a picture it never saw."""
     folder = tmp_path / "run"

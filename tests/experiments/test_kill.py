@@ -182,6 +182,7 @@ def test_signals_save_say_so_and_lose_nothing(uninterrupted, tmp_path):
     assert differing(folder, uninterrupted) == []
 
 
+@pytest.mark.slow
 def test_the_command_itself(tmp_path):
     """`classify`, killed after its first epoch, and never killed: the same checkpoint, the same summary."""
 

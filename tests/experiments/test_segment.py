@@ -35,6 +35,7 @@ def test_what_a_run_leaves(run):
     assert "python -m experiments.segment --tiny" in re.sub("<[^>]+>", "", (folder / "report.html").read_text())
 
 
+@pytest.mark.slow
 def test_a_set_in_cocos_form(tmp_path):
     """Polygons, run lengths and crowds, which count nowhere, from training to a drawn picture that it never saw;
     tested with mirrored images too."""
