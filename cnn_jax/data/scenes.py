@@ -1,8 +1,9 @@
 """Scenes: real items of a classification set at random sizes and places on cluttered grounds, with exact truth.
 
 Everything is made on the device from a key, so there is no end of them, and the same key makes the same scenes. Items
-are in ink of a random colour; they may lie partly behind each other, never more than a quarter of one. What is true of
-a scene is counted from its pixels: the box of an object is that of the pixels that are seen of it.
+are in ink of a random colour; they may lie partly behind each other, their boxes sharing at most a quarter of the
+smaller. What is true of a scene is counted from its pixels: the box of an object is that of the pixels that are seen
+of it.
 """
 
 from functools import partial
@@ -108,22 +109,19 @@ def _scene(key, items, size, most):
     wanted = jax.random.randint(jax.random.fold_in(key, 0), (), 1, most + 1)
 
     def place(carry, given):
-        picture, instances, whole = carry
+        picture, instances = carry
         i, key, image = given
         place_key, colour_key = jax.random.split(key)
         ink = _placed(place_key, image, size, (0.8, 1.6))
         solid = ink >= SOLID
-        # What would be left to see of those before.
-        seen = jax.vmap(lambda j: ((instances == j + 1) & ~solid).sum())(jnp.arange(most))
-        fits = (seen >= 0.75 * whole).all() & (solid.sum() >= 12) & (i < wanted)
-        painted = _painted(colour_key, picture, ink, contrast=0.5)
-        picture = jnp.where(fits, painted, picture)
-        instances = jnp.where(fits & solid, i + 1, instances)
-        return (picture, instances, whole.at[i].set(jnp.where(fits, solid.sum(), 0))), fits
+        shared = _shared(boxes_of(instances, most)[0], boxes_of(solid.astype(jnp.int32), 1)[0])
+        fits = (shared <= 0.25).all() & (solid.sum() >= 12) & (i < wanted)
+        picture = jnp.where(fits, _painted(colour_key, picture, ink, contrast=0.5), picture)
+        return (picture, jnp.where(fits & solid, i + 1, instances)), None
 
-    start = (picture, jnp.zeros((size, size), jnp.int32), jnp.zeros(most, jnp.int32))
+    start = (picture, jnp.zeros((size, size), jnp.int32))
     given = (jnp.arange(most), jnp.stack(object_keys), images[:most])
-    (picture, instances, _), objects = jax.lax.scan(place, start, given)
+    (picture, instances), _ = jax.lax.scan(place, start, given)
     boxes, objects = boxes_of(instances, most)
     labels = jnp.where(objects, labels, 0)
     classes = jnp.where(instances > 0, 1 + labels[jnp.maximum(instances - 1, 0)], 0)
@@ -148,6 +146,16 @@ def boxes_of(instances: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
     exists = own.any((1, 2))
     boxes = jnp.stack([left, top, right, bottom], axis=1)
     return jnp.where(exists[:, None], boxes, 0).astype(jnp.float32), exists
+
+
+def _shared(boxes: jax.Array, box: jax.Array) -> jax.Array:
+    """What part of the smaller of two boxes they share: f32[N] of boxes f32[N,4] and one f32[1,4]."""
+
+    def area(x):
+        return jnp.maximum(x[:, 2:] - x[:, :2], 0).prod(1)
+
+    both = jnp.concatenate([jnp.maximum(boxes[:, :2], box[:, :2]), jnp.minimum(boxes[:, 2:], box[:, 2:])], axis=1)
+    return area(both) / jnp.maximum(jnp.minimum(area(boxes), area(box)), 1)
 
 
 def _placed(key, item, size, scales):
