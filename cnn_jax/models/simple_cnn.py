@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import InputError
-from cnn_jax.models.layers import Conv, check_choices, tap
+from cnn_jax.models.layers import ACTIVATIONS, NORMS, Conv, check_choices, normed, tap
 from cnn_jax.models.pooling import PADDINGS, POOLINGS
 
 HEADS = ("flatten", "average")
@@ -20,20 +20,28 @@ class SimpleCNN(nn.Module):
     Stages to tap: `conv1` and `conv2` (after ReLU, before pooling), `fc1` (after ReLU), `logits`.
 
     Attributes:
+        norm: behind each convolution: "none", "batch", or "group" of 32 groups.
+        activation: a key of `layers.ACTIVATIONS`.
         pooling: a key of `pooling.POOLINGS`.
         padding: "torch", zeros, or "circular".
         head: what the dense layers take: "flatten", every pixel, or "average", the mean over the image.
+        axis_name: the `pmap` axis that batch norm takes its statistics over.
     """
 
     num_classes: int = 10
     dropout: float = 0.5
+    norm: str = "none"
+    activation: str = "relu"
     pooling: str = "max"
     padding: str = "torch"
     head: str = "flatten"
+    axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        check_choices(self, head=HEADS, pooling=POOLINGS, padding=PADDINGS)
+        check_choices(
+            self, norm=("none", *NORMS), activation=ACTIVATIONS, head=HEADS, pooling=POOLINGS, padding=PADDINGS
+        )
         super().__post_init__()
 
     @nn.compact
@@ -46,13 +54,15 @@ class SimpleCNN(nn.Module):
             raise InputError(
                 f"simple_cnn: images of shape {images.shape}, expected [N,H,W,C] with H and W of 4 or more"
             )
-        pool = POOLINGS[self.pooling]
+        pool, activation = POOLINGS[self.pooling], ACTIVATIONS[self.activation]
         x = images.astype(self.dtype)
-        for name, features in (("conv1", 32), ("conv2", 64)):
-            x = tap(self, name, nn.relu(Conv(features, padding=self.padding, dtype=self.dtype, name=name)(x)))
-            x = pool(x, padding=self.padding)
+        for i, features in enumerate((32, 64), start=1):
+            x = Conv(features, padding=self.padding, dtype=self.dtype, name=f"conv{i}")(x)
+            if self.norm != "none":
+                x = normed(x, self.norm, f"norm{i}", train=train, axis_name=self.axis_name, dtype=self.dtype)
+            x = pool(tap(self, f"conv{i}", activation(x)), padding=self.padding)
         x = x.reshape(x.shape[0], -1) if self.head == "flatten" else x.astype(jnp.float32).mean((1, 2))
-        x = tap(self, "fc1", nn.relu(nn.Dense(128, dtype=self.dtype, name="fc1")(x)))
+        x = tap(self, "fc1", activation(nn.Dense(128, dtype=self.dtype, name="fc1")(x)))
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x)
         return tap(self, "logits", x.astype(jnp.float32))

@@ -3,6 +3,7 @@ import inspect
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cnn_jax import models
@@ -52,3 +53,17 @@ def test_unknown_names_and_options_name_the_nearest():
         models.create("resnet18", stem="big")
     with pytest.raises(InputError, match="unknown norm 'bath': did you mean 'batch'"):
         models.create("resnet18", norm="bath")
+
+
+def test_the_textbooks_network_with_a_norm_and_another_activation(key):
+    """What tanh saw has a mean of 0 and a deviation of 1 in each channel, over the batch or over the image."""
+    images = jax.random.normal(key, (4, 12, 12, 2))
+    for norm, axes in (("batch", (0, 1, 2)), ("group", (1, 2))):
+        net = models.create("simple_cnn", norm=norm, activation="tanh", dropout=0.0)
+        variables = net.init(key, images)
+        _, seen = net.apply(variables, images, train=True, mutable=["batch_stats", "intermediates"])
+        before = np.arctanh(np.asarray(seen["intermediates"]["conv1"][0], np.float64))
+        np.testing.assert_allclose(before.mean(axes), 0, atol=1e-4)
+        np.testing.assert_allclose(before.std(axes), 1, atol=1e-2)
+    with pytest.raises(InputError, match="norm 'bath': did you mean 'batch'"):
+        models.create("simple_cnn", norm="bath")
