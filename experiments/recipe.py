@@ -81,6 +81,7 @@ def train(
     augment: Callable | None = None,
     variables: Any = None,
     announce: Callable[[Any], None],
+    free: tuple[str, ...] = (),
 ) -> Trained:
     """Trains in a run folder, with checkpoints, a log and a progress bar.
 
@@ -92,6 +93,7 @@ def train(
         best: the metric by which the best checkpoint is kept.
         show: numbers to print on the way, in training and test.
         announce: called with the model's description before training.
+        free: flags of the script that change nothing that is trained.
     """
     steps_per_epoch = dataset.size("train") / config.batch_size
     steps = max(1, round(config.epochs * steps_per_epoch))
@@ -102,8 +104,7 @@ def train(
     )
     description = models.describe(model, dataset.image_shape)
     # What changes nothing that is trained may change when a run is taken up again.
-    free = ("out", "resume", "platform", "test_flip", "test_scales", "test_window")
-    settings = {name: value for name, value in vars(config).items() if name not in free}
+    settings = {name: value for name, value in vars(config).items() if name not in ("out", "resume", "platform", *free)}
     if config.tiny:  # they are replaced, and no others of a run that is taken up again
         settings |= {"epochs": config.epochs, "batch_size": config.batch_size}
     out = config.out or default_path(Path("runs") / Path(dataset.name).name, resume=config.resume)

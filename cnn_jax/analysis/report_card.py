@@ -17,6 +17,7 @@ import numpy as np
 from cnn_jax.analysis import faithfulness
 from cnn_jax.analysis.faithfulness import Method
 from cnn_jax.analysis.scores import Score, check_images
+from cnn_jax.statistics import interval
 
 # What the columns of a report card say.
 MEASURES = {
@@ -135,13 +136,4 @@ def report_card(
             row["pointing"] = faithfulness.pointing_game(maps, boxes)
         rows.append([np.asarray(values, np.float32) for values in row.values()])
     found = np.array(rows)
-    return Card(tuple(every), tuple(row), found, found.mean(-1, dtype=np.float64), _half_interval(found))
-
-
-def _half_interval(found: np.ndarray) -> np.ndarray:
-    from scipy.stats import t
-
-    count = found.shape[-1]
-    if count < 2:
-        return np.full(found.shape[:-1], np.nan)
-    return t.ppf(0.975, count - 1) * found.std(-1, ddof=1, dtype=np.float64) / np.sqrt(count)
+    return Card(tuple(every), tuple(row), found, *interval(found))

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .statistics import interval
+from cnn_jax.statistics import interval
+
 from .style import PALETTE, new_figure, short_number, styled
 
 

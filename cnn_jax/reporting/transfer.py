@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cnn_jax.statistics import interval
+
 from . import page, plots
 from .progress import print_table
 from .report import Cards, Code, Details, Section, Table, write_report
-from .statistics import interval
 from .style import PALETTE, new_figure, short_number, styled
 from .trackers import write_json
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax import data, models, tasks, training
-from cnn_jax.reporting.statistics import interval
+from cnn_jax.statistics import interval
 
 
 class Claim(NamedTuple):

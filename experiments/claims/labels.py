@@ -8,7 +8,7 @@ import numpy as np
 from cnn_jax import analysis, models
 from cnn_jax.data import augment
 from cnn_jax.reporting import comparisons as draw
-from cnn_jax.reporting.statistics import interval
+from cnn_jax.statistics import interval
 from experiments.claims.lab import Claim, Lab, clearly_above, means, several
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.reporting import comparisons as draw
-from cnn_jax.reporting.statistics import interval
+from cnn_jax.statistics import interval
 from experiments.claims.lab import Claim, Lab, clearly_above, means, several
 from experiments.claims.networks import Tower
 

@@ -10,7 +10,7 @@ import numpy as np
 from cnn_jax import analysis, models
 from cnn_jax.analysis import receptive
 from cnn_jax.reporting import comparisons as draw
-from cnn_jax.reporting.statistics import interval
+from cnn_jax.statistics import interval
 from experiments.claims.lab import Claim, Lab, clearly_above, several
 from experiments.claims.networks import Tower
 

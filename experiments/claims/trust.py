@@ -10,7 +10,7 @@ from cnn_jax import models
 from cnn_jax.analysis import adversarial, attribution, cam, class_score, faithfulness
 from cnn_jax.analysis.report_card import edges, random_map
 from cnn_jax.reporting import comparisons as draw
-from cnn_jax.reporting.statistics import interval
+from cnn_jax.statistics import interval
 from experiments.claims.lab import Claim, Lab, clearly_above, several
 
 

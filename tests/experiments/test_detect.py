@@ -10,7 +10,8 @@ import squares
 from commands import fails, succeeds
 from PIL import Image
 
-from experiments import detect, predict
+from cnn_jax import tasks
+from experiments import detect, explained, interpret, predict
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,20 @@ def test_predict_draws_boxes(run, tmp_path):
     assert "drawn in" in printed
     with Image.open(tmp_path / "drawn" / "grey.found.png") as drawn:
         assert drawn.width / drawn.height == 90 / 50
+
+
+def test_what_is_explained_of_a_detector(run):
+    """Its surest box of each image: one that the network itself is at least as sure of as the box's score says."""
+    found = explained.load(interpret.Config(run[0]), 4)
+    assert 1 <= len(found.raw) == len(found.titles) == len(found.boxes) <= 4
+    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+    task = tasks.detect(10, strides=found.model.strides)
+    best = np.asarray(task.predict(found.model.apply(found.variables, found.images))["scores"]).max(1)
+    p = np.asarray(found.judged(found.images))
+    assert (p >= best**2 - 1e-6).all()  # the score is the root of p times the centre-ness
+    np.testing.assert_allclose(p, 1 / (1 + np.exp(-found.score(found.images))), rtol=1e-4)
+    score, images = found.head(1)
+    np.testing.assert_allclose(score(images), found.score(found.images)[:1], rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ import json
 import math
 import re
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import squares
@@ -12,7 +14,7 @@ from commands import fails, succeeds
 from PIL import Image
 
 from cnn_jax import data, models
-from experiments import predict, segment
+from experiments import explained, interpret, predict, segment
 from experiments.runs import load_run
 
 
@@ -33,6 +35,32 @@ def test_what_a_run_leaves(run):
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert {"samples", "predictions", "worst", "confusion", "curves"} <= figures
     assert "python -m experiments.segment --tiny" in re.sub("<[^>]+>", "", (folder / "report.html").read_text())
+
+
+def test_what_is_explained_of_a_segmenter(run):
+    """Of the class that covers most of an image, the ground apart, the probability at its surest pixel."""
+    p = np.full((2, 4, 4, 11), 0.01, np.float32)
+    p[..., 0] = 0.9
+    p[0, 1, :2, 3], p[0, 3, :, 5] = 0.95, 0.93
+    p[0, 3, 2, 5] = 0.97
+    p[1, 2, 1, 7] = 0.91
+    raw = np.zeros((2, 64, 64, 3), np.uint8)
+    about, variables = load_run(run[0])
+
+    class Told(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train=False):
+            return {"logits": jnp.log(p[: len(images)])}
+
+    found = explained._pixels(about, Told(), variables, raw, None)
+    assert [title.split("\n")[1] for title in found.titles] == ["at row 3, column 2", "at row 2, column 1"]
+    assert found.titles[0].startswith("4\n")
+    assert found.titles[1].startswith("6\n")
+    np.testing.assert_allclose(found.score(found.images), np.log([0.97, 0.91]), rtol=1e-5)
+
+    real = explained.load(interpret.Config(run[0], model=None), 4)
+    outputs = jax.nn.softmax(real.model.apply(real.variables, real.images)["logits"])
+    assert (np.asarray(real.judged(real.images)) <= outputs.max((1, 2, 3)) + 1e-6).all()
 
 
 @pytest.mark.slow
