@@ -31,7 +31,13 @@ def bars(values: Mapping[str, Sequence[float]], label: str, *, scale: float = 10
 
 @styled
 def lines(
-    values: Mapping[str, Mapping[float, Sequence[float]]], x: str, y: str, *, scale: float = 100, log: bool = True
+    values: Mapping[str, Mapping[float, Sequence[float]]],
+    x: str,
+    y: str,
+    *,
+    scale: float = 100,
+    log: bool = True,
+    chance: float | None = None,
 ):
     """A line for each way, with its 95 % intervals over seeds.
 
@@ -40,13 +46,17 @@ def lines(
         x, y: what the axes say.
         scale: what values are multiplied by.
         log: whether the x axis is logarithmic.
+        chance: what guessing reaches, as a line of its own.
     """
     figure, (axes,) = new_figure(3.4)
     for i, (way, of) in enumerate(values.items()):
         places = np.array(list(of), float)
         mean, half = scale * np.array([interval(seeds) for seeds in of.values()]).T
         look = {"color": PALETTE[i % len(PALETTE)], "marker": "osD^v"[i % 5], "markersize": 5, "label": way}
-        axes.errorbar(places, mean, half, capsize=3, elinewidth=1.2, **look)
+        # A little beside each other, so that none hides another.
+        axes.errorbar(places * 1.03 ** (i - 1) if log else places, mean, half, capsize=3, elinewidth=1.2, **look)
+    if chance is not None:
+        axes.axhline(scale * chance, color="#59636E", linewidth=1, linestyle=":", label="chance")
     if log:
         axes.set_xscale("log")
         axes.set_xticks(places)
@@ -54,7 +64,7 @@ def lines(
     axes.xaxis.set_major_formatter(short_number)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    if len(values) > 1:
+    if len(values) > 1 or chance is not None:
         axes.legend(frameon=True, edgecolor="none", framealpha=0.9)
     return figure
 

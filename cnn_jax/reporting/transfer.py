@@ -8,36 +8,10 @@ import numpy as np
 from cnn_jax.statistics import interval
 
 from . import page, plots
+from .comparisons import lines
 from .progress import print_table
 from .report import Cards, Code, Details, Section, Table, write_report
-from .style import PALETTE, new_figure, short_number, styled
 from .trackers import write_json
-
-
-@styled
-def curve(accuracies: Mapping[str, Mapping[int, Sequence[float]]], *, chance: float):
-    """Accuracy over labelled examples of each class, a line with its 95 % intervals for each way to learn.
-
-    Args:
-        accuracies: {way: {examples of each class: an accuracy for each seed}}.
-        chance: accuracy of guessing.
-    """
-    figure, (axes,) = new_figure(3.9)
-    for i, (way, by_shots) in enumerate(accuracies.items()):
-        shots = np.array(list(by_shots))
-        mean, half = 100 * np.array([interval(values) for values in by_shots.values()]).T
-        look = {"color": PALETTE[i], "marker": "osD^"[i % 4], "markersize": 5, "label": way}
-        axes.errorbar(shots * 1.03 ** (i - 1), mean, half.clip(max=mean), capsize=3, elinewidth=1.2, **look)
-    axes.axhline(100 * chance, color="#59636E", linewidth=1, linestyle=":", label="chance")
-    axes.set_xscale("log")
-    axes.set_xticks(shots)
-    axes.minorticks_off()
-    axes.xaxis.set_major_formatter(short_number)
-    axes.set_ylim(top=min(101, axes.get_ylim()[1]))
-    axes.set_xlabel("labelled examples of each class")
-    axes.set_ylabel("test accuracy, %")
-    axes.legend(loc="lower right", frameon=True, edgecolor="none", framealpha=0.9)
-    return figure
 
 
 def write(
@@ -58,7 +32,7 @@ def write(
     Args:
         dataset: a `data.Dataset` for classification.
         weights: where they come from, in a sentence.
-        accuracies: see `curve`.
+        accuracies: {way: {examples of each class: an accuracy for each seed}}.
         seconds: {way: time of all its runs}.
         notes: paragraphs on how it was done.
     """
@@ -96,7 +70,10 @@ def write(
                 [
                     draw(
                         "transfer",
-                        curve(accuracies, chance=counts.max() / counts.sum()),
+                        lines(
+                            accuracies, "labelled examples of each class", "test accuracy, %",
+                            chance=counts.max() / counts.sum(),
+                        ),
                         "What earlier training is worth in labels.",
                     ),
                     Table(["of each class", *ways], rows, caption),
