@@ -1,6 +1,5 @@
 """Networks for other programs: StableHLO with the weights in it, and weights under the names of PyTorch's libraries."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from cnn_jax.errors import InputError, unknown
+from cnn_jax.files import write_atomically
 from cnn_jax.models.sources import SOURCES
 
 
@@ -119,17 +119,10 @@ def save_pretrained(
 
 
 def _write(path: str | Path, data: bytes) -> Path:
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)  # whole or not at all
+        return write_atomically(path, data)
     except OSError as error:
-        if part.is_file():
-            part.unlink()
         raise InputError(f"cannot write {path}: {error.strerror}") from error
-    return path
 
 
 def _read(path: str | Path) -> bytes:

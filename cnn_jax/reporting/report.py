@@ -18,7 +18,8 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import write_atomically
+from cnn_jax.files import write_atomically
+
 from .formats import format_column, format_number, is_number
 
 

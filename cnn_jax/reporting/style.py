@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import write_atomically
+from cnn_jax.files import write_atomically
 
 WIDTH = 4.8  # inches
 DPI = 200

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cnn_jax.errors import InputError
-
-from .files import write_atomically
+from cnn_jax.files import write_atomically
 
 
 def plain(value):

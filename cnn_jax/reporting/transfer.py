@@ -71,7 +71,9 @@ def write(
                     draw(
                         "transfer",
                         lines(
-                            accuracies, "labelled examples of each class", "test accuracy, %",
+                            accuracies,
+                            "labelled examples of each class",
+                            "test accuracy, %",
                             chance=counts.max() / counts.sum(),
                         ),
                         "What earlier training is worth in labels.",
