@@ -144,8 +144,10 @@ def _one_channel_jvp(places: Places, primals: tuple, tangents: tuple) -> tuple:
     n, height, width, features = y.shape
     side, stride = kernel.shape[0], places.stride
     dy = jnp.zeros_like(y)
-    if not isinstance(dx, SymbolicZero):  # images are seldom differentiated by
-        dy = dy + _native(places, dx, kernel)
+    if not isinstance(dx, SymbolicZero):
+        # Read backwards: what each place gives its pixels, as a product of matrices, and a sum of shifted images.
+        pixels = jnp.concatenate(seen(places, side, dx), axis=-1)
+        dy = dy + (matrix(pixels) @ kernel.reshape(side**2, features)).reshape(y.shape)
     if not (isinstance(dkernel, SymbolicZero) and isinstance(dbias, SymbolicZero)):
         dkernel, dbias = (
             jnp.zeros_like(a) if isinstance(da, SymbolicZero) else da for a, da in ((kernel, dkernel), (bias, dbias))

@@ -14,16 +14,19 @@ from .trackers import write_json
 
 @styled
 def series(values: Mapping[str, Mapping[float, float]], x: str, y: str):
-    """A line for each name, on a logarithmic axis: {name: {place on the x axis: value}}."""
+    """A line for each name, {name: {place on the x axis: value}}; on a logarithmic axis where they are far apart."""
     figure, (axes,) = new_figure(3.4)
     for i, (name, of) in enumerate(values.items()):
         axes.plot(list(of), list(of.values()), color=PALETTE[i % len(PALETTE)], label=name)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(power_of_ten)
+    every = np.array([value for of in values.values() for value in of.values()])
+    if every.max() > 30 * every.min() > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(power_of_ten)
+        axes.yaxis.set_minor_formatter("")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if len(values) <= 8:
-        axes.legend(frameon=True, edgecolor="none", framealpha=0.9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
@@ -33,7 +36,7 @@ def density(places: np.ndarray, values: np.ndarray):
     figure, (axes,) = new_figure(2.8)
     axes.plot(places, np.maximum(values, 1e-12), color=PALETTE[0])
     axes.set_yscale("log")
-    axes.set_ylim(bottom=1e-6)
+    axes.set_ylim(bottom=1e-8)  # one eigenvalue of half a million is to be seen
     axes.yaxis.set_major_formatter(power_of_ten)
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel("density")

@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from cnn_jax import files
 from cnn_jax.errors import InputError
 from cnn_jax.files import write_atomically
-from cnn_jax.reporting import Tracker, files, read_metrics, trackers, write_json
+from cnn_jax.reporting import Tracker, read_metrics, trackers, write_json
 
 
 def test_metrics_round_trip(tmp_path):
