@@ -175,7 +175,7 @@ def _derivative(score: Callable, images: jax.Array) -> jax.Array:
     return jax.grad(lambda images: values(score, images).sum())(images)
 
 
-def _derivatives(score: Callable, images: jax.Array) -> jax.Array:
+def _derivatives(images: jax.Array, score: Callable, *_: Any) -> jax.Array:
     """Of K versions of each image, f32[N,K,H,W,C]."""
     flat = images.reshape(-1, *images.shape[2:])
     return _derivative(repeated(score, images.shape[1]), flat).reshape(images.shape)
@@ -194,13 +194,14 @@ def _guided(score, images):
 def _integrated(score, images, baseline, *, steps, together):
     places, weights = np.polynomial.legendre.leggauss(steps)  # on [-1,1]
     places = np.asarray((places + 1) / 2, np.float32)
-    mean = weighted_sum(_on_the_way, (places, score, images, baseline), weights / 2, together=together)
+    arrays = (score, images, baseline, places)
+    mean = weighted_sum(_on_the_way, _derivatives, arrays, weights / 2, together=together)
     return _with_gap(score, images, baseline, mean)
 
 
-def _on_the_way(index, places, score, images, baseline):
+def _on_the_way(index, score, images, baseline, places):
     part = places[index].reshape(1, -1, 1, 1, 1)
-    return _derivatives(score, baseline[:, None] + part * (images - baseline)[:, None])
+    return baseline[:, None] + part * (images - baseline)[:, None]
 
 
 @jax.jit
@@ -211,17 +212,17 @@ def _with_gap(score, images, baseline, mean):
 
 
 def _smooth(noise, score, images, keys, *, samples, together):
-    return weighted_sum(_with_noise, (noise, score, images, keys), np.full(samples, 1 / samples), together=together)
+    arrays = (score, images, keys, noise)
+    return weighted_sum(_with_noise, _derivatives, arrays, np.full(samples, 1 / samples), together=together)
 
 
-def _with_noise(index, noise, score, images, keys):
+def _with_noise(index, score, images, keys, noise):
     deviation = noise * (images.max((1, 2, 3)) - images.min((1, 2, 3)))
 
     def noisy(key, deviation, image, sample):
         return image + deviation * jax.random.normal(jax.random.fold_in(key, sample), image.shape)
 
-    every = jax.vmap(jax.vmap(noisy, (None, None, None, 0)), (0, 0, 0, None))
-    return _derivatives(score, every(keys, deviation, images, index))
+    return jax.vmap(jax.vmap(noisy, (None, None, None, 0)), (0, 0, 0, None))(keys, deviation, images, index)
 
 
 def _occlusion(score, images, baseline, *, window, stride, together):
@@ -230,28 +231,31 @@ def _occlusion(score, images, baseline, *, window, stride, together):
         (np.arange(side) >= first[:, None]) & (np.arange(side) < first[:, None] + window)
         for side, first in zip(images.shape[1:3], (tops, lefts), strict=True)
     )
-    arrays = (rows, columns, score, images, baseline, _values(score, images))
-    total = weighted_sum(_fall, arrays, np.ones(len(tops) * len(lefts)), together=together)
+    arrays = (score, images, baseline, rows, columns, _values(score, images))
+    total = weighted_sum(_covered, _fall, arrays, np.ones(len(tops) * len(lefts)), together=together)
     return total / (rows.sum(0)[:, None] * columns.sum(0)).astype(np.float32)[None]
 
 
-def _fall(index, rows, columns, score, images, baseline, whole):
+def _covered(index, score, images, baseline, rows, columns, whole):
     covered = rows[index // len(columns)][:, :, None] & columns[index % len(columns)][:, None, :]
-    covered = covered[None, ..., None]  # [1,K,H,W,1]
-    without = evaluate(score, jnp.where(covered, baseline[:, None], images[:, None]))
-    return (whole[:, None] - without)[..., None, None] * covered[..., 0]
+    return jnp.where(covered[None, ..., None], baseline[:, None], images[:, None]), covered[None]
+
+
+def _fall(made, score, images, baseline, rows, columns, whole):
+    changed, covered = made
+    return (whole[:, None] - evaluate(score, changed))[..., None, None] * covered
 
 
 _values = jax.jit(values)
 
 
 def _rise(key, probability, score, images, baseline, *, masks, cells, together):
-    arrays = (key, probability, score, images, baseline)
+    arrays = (score, images, baseline, key, probability)
     weights = np.full(masks, 1 / masks)
-    return weighted_sum(_let_through, arrays, weights, together=together, options=(cells,)) / probability
+    return weighted_sum(_masked, _let_through, arrays, weights, together=together, options=(cells,)) / probability
 
 
-def _let_through(index, key, probability, score, images, baseline, cells):
+def _masked(index, score, images, baseline, key, probability, cells):
     height, width = images.shape[1:3]
     steps = tuple(-(-side // cells) for side in (height, width))  # pixels of a cell
 
@@ -263,5 +267,9 @@ def _let_through(index, key, probability, score, images, baseline, cells):
         return jax.lax.dynamic_slice(large, shift, (height, width))
 
     through = jax.vmap(mask)(index)[None]
-    seen = through[..., None] * (images - baseline)[:, None] + baseline[:, None]
+    return through[..., None] * (images - baseline)[:, None] + baseline[:, None], through
+
+
+def _let_through(made, score, *_):
+    seen, through = made
     return evaluate(score, seen)[..., None, None] * through

@@ -336,15 +336,19 @@ def _blurred(images):
 def _of_changes(score, images, maps, baseline, keys, *, perturb, samples, together):
     """f32[N,4]: means over changes of said², fallen², said · fallen and (said − fallen)²."""
     arrays = (score, images, maps, baseline, keys)
-    return weighted_sum(_moments, arrays, np.full(samples, 1 / samples), together=together, options=(perturb,))
+    weights = np.full(samples, 1 / samples)
+    return weighted_sum(_changes, _moments, arrays, weights, together=together, options=(perturb,))
 
 
-def _moments(index, score, images, maps, baseline, keys, perturb):
+def _changes(index, score, images, maps, baseline, keys, perturb):
     def one(key, image, baseline, sample):
         return perturb(jax.random.fold_in(key, sample), image, baseline)
 
-    every = jax.vmap(jax.vmap(one, (None, None, None, 0)), (0, 0, 0, None))
-    change, changed = every(keys, images, baseline, index)
+    return jax.vmap(jax.vmap(one, (None, None, None, 0)), (0, 0, 0, None))(keys, images, baseline, index)
+
+
+def _moments(made, score, images, maps, baseline, keys):
+    change, changed = made
     said = (change * maps[:, None]).sum((2, 3, 4))
     fallen = values(score, images)[:, None] - evaluate(score, changed)
     return jnp.stack([said**2, fallen**2, said * fallen, (said - fallen) ** 2], axis=-1)

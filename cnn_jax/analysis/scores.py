@@ -363,16 +363,18 @@ def repeated(score: Callable, versions: int) -> Callable:
 
 
 def weighted_sum(
-    function: Callable, arrays: tuple, weights: np.ndarray, *, together: int, options: tuple = ()
+    make: Callable, measure: Callable, arrays: tuple, weights: np.ndarray, *, together: int, options: tuple = ()
 ) -> jax.Array:
-    """The sum over steps i of `weights[i] * function(i, …)`, some steps at a time: memory does not grow with them all.
+    """The sum over steps i of `weights[i]` times what is measured of the images made for it.
 
-    One compiled program is called in turns. A compiled loop would be slower: XLA's CPU back end computes the gradients
-    of a convolution well outside of loops alone.
+    Some steps at a time, so that memory does not grow with them all, by two compiled programs that are called in turns.
+    In one, XLA's CPU back end would make an image anew for each place of a kernel that sees it, which takes twice the
+    time; and in a compiled loop it is slow for the gradients of convolutions.
 
     Args:
-        function: `function(index, *arrays, *options)`, of i32[K], some steps, to [N,K,…]; traceable, and defined once,
-            as programs are compiled for it.
+        make: `make(index, *arrays, *options)`, of i32[K], some steps, to any pytree of arrays; traceable, and defined
+            once, as programs are compiled for it.
+        measure: `measure(made, *arrays)` to [N,K,…]; likewise.
         arrays: pytrees of arrays.
         weights: f32[S].
         together: K. What is missing in the last turn is computed for the first steps, and weighs nothing.
@@ -385,14 +387,21 @@ def weighted_sum(
     total = None
     for first in range(0, len(index), together):
         turn = slice(first, first + together)
-        part = _turn(function, options, index[turn] % steps, weights[turn], arrays)
+        part = _measured(measure, weights[turn], _made(make, options, index[turn] % steps, arrays), arrays)
         total = part if total is None else total + part
     return total
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _turn(function, options, index, weights, arrays):
-    return jnp.einsum("nk...,k->n...", function(index, *arrays, *options), weights, precision="highest")
+def _made(make, options, index, arrays):
+    return make(index, *arrays, *options)
+
+
+@partial(jax.jit, static_argnums=0)
+def _measured(measure, weights, made, arrays):
+    found = measure(made, *arrays)
+    # No product of matrices, which is slow for so few numbers.
+    return (found * weights.reshape(1, -1, *[1] * (found.ndim - 2))).sum(1)
 
 
 def at_least_one(**counts: int) -> None:

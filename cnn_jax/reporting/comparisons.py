@@ -65,7 +65,7 @@ def lines(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if len(values) > 1 or chance is not None:
-        axes.legend(frameon=True, edgecolor="none", framealpha=0.9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above, where it hides nothing
     return figure
 
 
