@@ -61,7 +61,11 @@ def create(twin: Twin, *, num_classes: int) -> nn.Module:
 
 
 def randomise(network: nn.Module) -> nn.Module:
-    """Statistics, scales and biases as training might leave them, rather than zeros and ones."""
+    """Statistics, scales and biases as training might leave them, rather than zeros and ones.
+
+    What a residual block adds is small beside what it is given: else 150 layers make any rounding a hundred thousand
+    times as large, in either library.
+    """
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -72,6 +76,10 @@ def randomise(network: nn.Module) -> nn.Module:
             nn.init.uniform_(parameter, 0.2, 1)
         elif parameter.ndim == 1:
             nn.init.uniform_(parameter, 0.5, 1.5) if name.endswith("weight") else nn.init.normal_(parameter, 0, 0.2)
+    for block in network.modules():
+        if hasattr(block, "downsample"):  # of a ResNet
+            with torch.no_grad():
+                (block.bn3 if hasattr(block, "bn3") else block.bn2).weight *= 0.2
     return network
 
 
