@@ -55,6 +55,10 @@ def lines(
         look = {"color": PALETTE[i % len(PALETTE)], "marker": "osD^v"[i % 5], "markersize": 5, "label": way}
         # A little beside each other, so that none hides another.
         axes.errorbar(places * 1.03 ** (i - 1) if log else places, mean, half, capsize=3, elinewidth=1.2, **look)
+    means = [scale * np.mean(seeds) for of in values.values() for seeds in of.values()]
+    if scale == 100 and 0 <= min(means) <= max(means) <= 100:  # intervals of few seeds reach beyond what can be
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -4), min(high, 104))
     if chance is not None:
         axes.axhline(scale * chance, color="#59636E", linewidth=1, linestyle=":", label="chance")
     if log:

@@ -128,7 +128,7 @@ def black_box(lab: Lab) -> Claim:
         "network: a map is a hint, to be tested like any other claim.",
         number=f"{several(found[best], **unit)} ({best}) for {several(found[bare], **unit)} ({bare})",
         verdict="holds" if not better else "holds in part",
-        figure=draw.bars(found, "mean probability while pixels are covered (lower is better)", scale=1),
+        figure=draw.bars(found, "probability while covered (lower is better)", scale=1),
         caption="How well each map finds the pixels that count.",
         numbers={f"deletion_{name}": interval(values)[0] for name, values in found.items()},
     )  # fmt: skip
