@@ -20,7 +20,7 @@ def made():
 
 @pytest.fixture
 def batch(made):
-    return {name: jnp.asarray(values[:32]) for name, values in made.items()}
+    return {name: jnp.asarray(values[:64]) for name, values in made.items()}
 
 
 def test_shapes_and_ranges(made):
@@ -75,7 +75,7 @@ def test_flip_twice_is_nothing_and_boxes_follow_the_mask(batch):
 @pytest.mark.parametrize("factor", [1.0, 2.0])
 def test_the_moved_box_is_that_of_the_moved_mask(batch, factor):
     """Exact where pixels fall on pixels; a factor of two may miss by half a pixel of the original."""
-    n = 32
+    n = 64
     away = jnp.round(jax.random.uniform(jax.random.key(1), (n, 2), minval=-9, maxval=9))
     out = geometry.moved(batch, jnp.full(n, factor), away, least=0.0)
     boxes, there = jax.vmap(lambda x: scenes.boxes_of(x.astype(jnp.int32), 4))(out["instances"])
@@ -89,14 +89,14 @@ def test_the_moved_box_is_that_of_the_moved_mask(batch, factor):
 
 
 def test_what_leaves_the_image_is_no_object(batch):
-    out = geometry.moved(batch, jnp.ones(32), jnp.full((32, 2), 100.0))
+    out = geometry.moved(batch, jnp.ones(64), jnp.full((64, 2), 100.0))
     assert not out["objects"].any()
     assert (out["map"] == 255).all()
     assert (out["instances"] == 0).all()
 
 
 def test_the_identity_changes_nothing(batch):
-    out = geometry.moved(batch, jnp.ones(32), jnp.zeros((32, 2)))
+    out = geometry.moved(batch, jnp.ones(64), jnp.zeros((64, 2)))
     np.testing.assert_allclose(out["image"], batch["image"] / 255, atol=1e-6)
     for name in ("boxes", "objects", "map", "instances", "label"):
         np.testing.assert_array_equal(out[name], batch[name], err_msg=name)
