@@ -13,9 +13,10 @@ from cnn_jax.analysis import (
     translation,
 )
 from cnn_jax.analysis.activations import Activity, Exciting, activity, capture, effective_rank, exciting
+from cnn_jax.analysis.box_scores import box_score
 from cnn_jax.analysis.probe import Probe, draw_balanced, embed, few_shot, linear_probe, probe_stages
 from cnn_jax.analysis.report_card import Card, report_card
-from cnn_jax.analysis.scores import Score, box_score, class_score, pixel_score
+from cnn_jax.analysis.scores import Score, class_score, pixel_score
 from cnn_jax.analysis.visualise import Visualised, unit_score, visualise
 
 __all__ = [

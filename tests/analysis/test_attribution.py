@@ -12,8 +12,9 @@ from networks import filled
 
 from cnn_jax import tasks
 from cnn_jax.analysis import attribution, cam
+from cnn_jax.analysis.box_scores import box_score
 from cnn_jax.analysis.guided import guided
-from cnn_jax.analysis.scores import Score, box_score, class_score, pixel_score
+from cnn_jax.analysis.scores import Score, class_score, pixel_score
 from cnn_jax.errors import InputError
 from cnn_jax.models.layers import Conv, tap
 
