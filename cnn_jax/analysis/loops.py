@@ -56,10 +56,9 @@ def _rewritten(value: Any) -> Any:
     if isinstance(value, tuple) and any(isinstance(part, ClosedJaxpr) for part in value):
         parts = map(_rewritten, value)
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    if isinstance(value, Jaxpr) and not value.constvars:
-        return _rewritten(ClosedJaxpr(value, ())).jaxpr
-    if not isinstance(value, ClosedJaxpr):
-        return value
+    if not isinstance(value, ClosedJaxpr):  # from JAX 0.12 on it is the same class as Jaxpr
+        is_open = isinstance(value, Jaxpr) and not value.constvars
+        return _rewritten(ClosedJaxpr(value, ())).jaxpr if is_open else value
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in value.jaxpr.invars]
     return jax.make_jaxpr(lambda *args: _evaluate(value.jaxpr, value.consts, args))(*shapes)
 
