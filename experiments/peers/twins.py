@@ -77,9 +77,9 @@ def randomise(network: nn.Module) -> nn.Module:
         elif parameter.ndim == 1:
             nn.init.uniform_(parameter, 0.5, 1.5) if name.endswith("weight") else nn.init.normal_(parameter, 0, 0.2)
     for block in network.modules():
-        if hasattr(block, "downsample"):  # of a ResNet
+        if hasattr(block, "downsample") and hasattr(block, "bn2"):  # of a ResNet
             with torch.no_grad():
-                (block.bn3 if hasattr(block, "bn3") else block.bn2).weight *= 0.2
+                getattr(block, "bn3", block.bn2).weight *= 0.2
     return network
 
 
