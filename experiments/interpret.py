@@ -37,7 +37,7 @@ class Config:
     model: str | None = None  # instead of a run, a network by name, and …
     weights: str | None = None  # … its weights: a file, an installed package, or a Hugging Face repository
     image_size: int = 224  # of what such a network is to see, in pixels
-    stage: str | None = None  # that the CAMs look at; by default the last that is a map
+    stage: str | None = None  # that the CAMs look at; by default the last before maps grow again
     images: int = 32  # of the test split, for the report card; the first six are shown
     steps: int = 50  # of integrated gradients, samples of SmoothGrad
     masks: int = 1000  # of RISE
