@@ -1,7 +1,9 @@
 """Set before JAX starts: 8 devices on the CPU, strict ranks, warnings are errors, compiled programs are kept."""
 
 import os
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of the tests' time: LLVM's second and third level would take a sixth more of it.
@@ -12,8 +14,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
-from cnn_jax import runtime
+from cnn_jax import runtime, training
 
+TESTS = Path(__file__).parent
 # Of two processes that share the folder, one could read a program that the other has written by half.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and (folder := runtime._cache_folder()):
     os.environ["CNN_JAX_CACHE"] = str(folder / worker)
@@ -37,8 +40,25 @@ def _optimised(request):
 
     In the other files compiling is most of the time. XLA's own passes, which decide what is computed, always run.
     """
-    runs = {"experiments", "training", "test_readme.py"} & set(request.path.parts)
+    runs = {"experiments", "training", "test_readme.py"} & set(request.path.relative_to(TESTS).parts)
     jax.config.update("jax_disable_most_optimizations", not (runs or request.path.stem.endswith("_peers")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device(request):
+    """Scripts run on one device, as their users have it who have no accelerator; over eight, compiling takes longer.
+
+    That eight give the same is tested in training, and of a whole script in test_classify.
+    """
+    scripts = {"experiments", "test_readme.py"} & set(request.path.relative_to(TESTS).parts)
+    if not scripts or request.path.name == "test_classify.py":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        one = partial(training.parallel, devices=jax.devices()[:1])
+        patch.setattr(training, "parallel", one)
+        patch.setattr(training.loop, "parallel", one)
+        yield
 
 
 @pytest.fixture

@@ -300,26 +300,36 @@ def _sum_and_difference(score, images, maps, baseline):
 def _curve(score, before, after, maps, steps, batch_size):
     at_least_one(steps=steps)
     maps = _of_pixels(jnp.asarray(_fitting(maps, before)))
-    together = max(1, min(batch_size // len(before), steps + 1))
-    program = partial(_changed_by_rank, steps=steps, together=together)
+    together = max(1, batch_size // len(before))
+    program = partial(_by_rank, steps=steps, together=together)
     found = in_batches(program, score, before, after, maps, batch_size=batch_size)
     return Curve((found[:, 1:] + found[:, :-1]).mean(1) / 2, found)
 
 
-@partial(jax.jit, static_argnames=("steps", "together"))
-def _changed_by_rank(score, before, after, maps, *, steps, together):
+def _by_rank(score, before, after, maps, *, steps, together):
+    arrays = (score, before, after, _ranks(maps))
+    return weighted_sum(_changed, _one_value, arrays, np.ones(steps + 1), together=together, options=(steps,))
+
+
+@jax.jit
+def _ranks(maps):
+    """i32[N,H,W], 0 for the greatest value of a map; equal ones in an order drawn once for all."""
     count = maps[0].size
     any_order = jnp.broadcast_to(jax.random.permutation(jax.random.key(0), count)[None], (len(maps), count))
     order = jnp.lexsort((any_order, -maps.reshape(len(maps), -1)))
-    ranks = jnp.argsort(order, axis=-1).reshape(maps.shape)
+    return jnp.argsort(order, axis=-1).reshape(maps.shape)
 
-    def after_steps(index):
-        changed = ranks[:, None] < (index * count // steps).reshape(1, -1, 1, 1)
-        return evaluate(score, jnp.where(changed[..., None], after[:, None], before[:, None]))
 
-    groups = steps // together + 1  # steps + 1 values, and what fills the last group
-    found = jax.lax.map(after_steps, jnp.arange(groups * together).reshape(groups, together))
-    return jnp.moveaxis(found, 0, 1).reshape(len(maps), -1)[:, : steps + 1]
+def _changed(index, score, before, after, ranks, steps):
+    changed = ranks[:, None] < (index * ranks[0].size // steps).reshape(1, -1, 1, 1)
+    images = jnp.where(changed[..., None], after[:, None], before[:, None])
+    return images, jax.nn.one_hot(index, steps + 1)
+
+
+def _one_value(made, score, *_):
+    """The score of each step at its place among the steps, so that their sum is the curve."""
+    images, place = made
+    return evaluate(score, images)[..., None] * place[None]
 
 
 @jax.jit

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.models.layers import ACTIVATIONS, Conv, check_choices, check_images, tap
+from cnn_jax.models.places import matrix
 from cnn_jax.models.pooling import PADDINGS, POOLINGS
 
 # What differs between the members: the blocks in each stage, and the channels of the first, which each stage doubles.
@@ -108,9 +109,9 @@ class Block(nn.Module):
         normal = nn.initializers.truncated_normal(0.02)
         options = {"dtype": self.dtype, "kernel_init": normal}
         y = Conv(features, 7, groups=features, padding=self.padding, **options, name="conv")(x)
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(y)
+        y = matrix(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(y))
         y = self.activation(nn.Dense(4 * features, **options, name="expand")(y))
-        y = nn.Dense(features, **options, name="project")(y)
+        y = nn.Dense(features, **options, name="project")(y).reshape(x.shape)
         scale = self.param("layer_scale", nn.initializers.constant(self.scale_init), (features,))
         y = y * scale.astype(self.dtype).reshape(1, 1, 1, -1)
         return x + nn.Dropout(self.rate, broadcast_dims=(1, 2, 3), deterministic=self.rate == 0)(y)
