@@ -181,6 +181,7 @@ def test_a_seed_decides_everything(first, tmp_path):
         assert a == b
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_every_augmentation_and_the_better_recipe(tmp_path):
     tiny(

@@ -21,6 +21,7 @@ def run(tmp_path_factory):
     return folder, succeeds(detect, "--tiny", "--optimiser", "adam", "--out", folder)
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(run):
     folder, printed = run
     assert printed.rstrip().endswith("report.html")
@@ -35,6 +36,7 @@ def test_what_a_run_leaves(run):
     assert "python -m experiments.detect --tiny" in re.sub("<[^>]+>", "", html)
 
 
+@pytest.mark.slow
 def test_predict_draws_boxes(run, tmp_path):
     picture = tmp_path / "grey.png"
     Image.fromarray(np.full((50, 90, 3), 128, np.uint8)).save(picture)
@@ -44,6 +46,7 @@ def test_predict_draws_boxes(run, tmp_path):
         assert drawn.width / drawn.height == 90 / 50
 
 
+@pytest.mark.slow
 def test_what_is_explained_of_a_detector(run):
     """Its surest box of each image: one that the network itself is at least as sure of as the box's score says."""
     found = explained.load(interpret.Config(run[0]), 4)

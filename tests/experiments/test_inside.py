@@ -15,6 +15,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_interpret(run, tmp_path):
     out = succeeds(interpret, run, "--tiny", "--out", tmp_path / "inside")
     assert "random map" in out
@@ -27,6 +28,7 @@ def test_interpret(run, tmp_path):
     assert all(method in page for method in ("gradient", "IG", "Grad-CAM"))
 
 
+@pytest.mark.slow
 def test_interpret_refuses(run, tmp_path):
     assert fails(interpret, run, "--stage", "conv9", "--tiny", "--out", tmp_path / "a").startswith(
         "unknown stage 'conv9': did you mean 'conv2'"
@@ -35,6 +37,7 @@ def test_interpret_refuses(run, tmp_path):
     assert fails(interpret, run, "--model", "simple_cnn").startswith("--model and --weights go together")
 
 
+@pytest.mark.slow
 def test_translation(tmp_path):
     succeeds(translation, "--tiny", "--out", tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -47,6 +50,7 @@ def test_translation(tmp_path):
     assert summary["max,_flattened_circular_logits_error"] > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients(tmp_path):
     out = succeeds(gradients, "--tiny", "--out", tmp_path / "run")
     assert "conv1/kernel" in out

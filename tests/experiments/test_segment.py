@@ -25,6 +25,7 @@ def run(tmp_path_factory):
     return folder, succeeds(segment, "--tiny", "--optimiser", "adam", "--out", folder)
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(run):
     folder, printed = run
     assert printed.rstrip().endswith("report.html")
@@ -37,6 +38,7 @@ def test_what_a_run_leaves(run):
     assert "python -m experiments.segment --tiny" in re.sub("<[^>]+>", "", (folder / "report.html").read_text())
 
 
+@pytest.mark.slow
 def test_what_is_explained_of_a_segmenter(run):
     """Of the class that covers most of an image, the ground apart, the probability at its surest pixel."""
     p = np.full((2, 4, 4, 11), 0.01, np.float32)

@@ -15,6 +15,7 @@ from experiments.claims import lab, seeing
 from experiments.claims.networks import Local
 
 
+@pytest.mark.slow
 def test_some_claims(tmp_path):
     succeeds(textbook, "--tiny", "--only", "cost", "hunger", "fooled", "--out", tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -24,6 +24,7 @@ def flags(weights, *more):
     return ("--tiny", "--model", "simple_cnn", "--weights", weights, *data, *more)
 
 
+@pytest.mark.slow
 def test_a_run(weights, tmp_path):
     printed = succeeds(transfer, *flags(weights, "--freeze", "conv1", "--out", tmp_path / "run"))
     assert f"6 tensors (names: torch) from {weights}; logits/bias, logits/kernel drawn anew" in printed

@@ -51,6 +51,7 @@ def test_stages():
     assert (depths(1.2, lite=True), depths(1.2, lite=False)) == ((1, 3, 3, 4, 4, 5, 1), (2, 3, 3, 4, 4, 5, 2))
 
 
+@pytest.mark.slow
 def test_drop_rates_are_off_in_evaluation_and_at_zero(key):
     images = jax.random.normal(key, (3, 32, 32, 3))
     model = models.create("efficientnet_lite0", norm="group")  # whose training differs by the drops alone

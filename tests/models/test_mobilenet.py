@@ -87,6 +87,7 @@ def test_stochastic_depth(key):
     np.testing.assert_allclose(found[through], (x + 4 * (whole - x))[through], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_training(key, norm):
     """In bfloat16 about the same as in float32; the running statistics move, and nothing else."""
