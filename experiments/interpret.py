@@ -41,6 +41,7 @@ class Config:
     images: int = 32  # of the test split, for the report card; the first six are shown
     steps: int = 50  # of integrated gradients, samples of SmoothGrad
     masks: int = 1000  # of RISE
+    squares: int = 8  # to the side of an image, of occlusion, which moves by half of one
     out: Path | None = None  # the folder to write; runs/interpret by default, or the next that is free
     platform: Literal["cpu", "gpu", "tpu"] | None = None  # insist on it
     tiny: bool = False  # four images, three methods, few steps
@@ -50,6 +51,8 @@ def main(config: Config) -> None:
     runtime.configure(platform=config.platform)
     if bool(config.model) != bool(config.weights):
         raise InputError("--model and --weights go together: give both, or the folder of a run")
+    if config.squares < 1:
+        raise InputError(f"squares is {config.squares}: it must be 1 or more")
     few = 4 if config.tiny else config.images
     steps, masks = (2, 8) if config.tiny else (config.steps, config.masks)
     found = explained.load(config, few)
@@ -57,7 +60,7 @@ def main(config: Config) -> None:
     stages = analysis.capture(model, variables, images[:1])
     stage = config.stage or coarsest({name: values.shape for name, values in stages.items() if values.ndim == 4})
     black = normalised(np.zeros((1, 1, 1, found.raw.shape[-1]), np.uint8), about)
-    window = max(2, found.raw.shape[1] // 8)
+    window = max(2, found.raw.shape[1] // config.squares)
     many = {"batch_size": 16}
     methods = {
         "gradient": lambda key, score, x: attribution.gradient(score, x, **many),
@@ -81,6 +84,7 @@ def main(config: Config) -> None:
     card = analysis.report_card(
         key, found.score, images, methods, judged=found.judged, boxes=found.boxes, baseline=black,
         samples=8 if config.tiny else 100, batch_size=16,
+        progress=lambda method: print(f"measuring {method}", flush=True),
     )  # fmt: skip
     header, *rows = card.table()
     draw = page.drawing(run.path)

@@ -98,6 +98,7 @@ def report_card(
     radius: float = 0.02,
     samples: int = 200,
     batch_size: int = 64,
+    progress: Callable[[str], None] = lambda method: None,
 ) -> Card:
     """All measures of all methods, and of a random map and an edge detector; see `MEASURES`.
 
@@ -111,6 +112,7 @@ def report_card(
         baseline: what says nothing, for completeness, deletion and infidelity.
         radius: of `max_sensitivity`, which takes 10 samples.
         samples: of `infidelity`.
+        progress: called with the name of each method before it is measured; of a large network that takes minutes.
     """
     images = check_images(images)
     judged = score if judged is None else judged
@@ -118,7 +120,8 @@ def report_card(
     options = {"batch_size": batch_size}
     rows = []
     every = {**methods, **BASELINES}
-    for method in every.values():
+    for name, method in every.items():
+        progress(name)
         maps = method(of_maps, score, images)
         total, difference = faithfulness.completeness(score, images, maps, baseline=baseline, **options)
         size = jnp.abs(total) + jnp.abs(difference)
