@@ -88,9 +88,9 @@ def main(config: Config) -> None:
     )  # fmt: skip
     header, *rows = card.table()
     draw = page.drawing(run.path)
-    units = np.arange(8)
-    ideal = analysis.visualise(
-        key, analysis.unit_score(model, variables, stage=stage, units=units), shape=(8, *images.shape[1:]),
+    units = awake(key, found, stage)
+    climbed = analysis.visualise(
+        key, analysis.unit_score(model, variables, stage=stage, units=units), shape=(len(units), *images.shape[1:]),
         preprocess=lambda x: normalised(x, about), steps=4 if config.tiny else 128,
     )  # fmt: skip
     activity = analysis.activity(model, variables, images, batch_size=16)
@@ -116,8 +116,8 @@ def main(config: Config) -> None:
                     ],
                     f"Over {len(images)} images.",
                 ),
-                draw("units", reporting.plots.image_grid(np.asarray(ideal.images), [f"unit {u}" for u in units]),
-                     f"Images made to excite the first units of {stage}."),
+                draw("units", reporting.plots.image_grid(np.asarray(climbed.images), [f"unit {u}" for u in units]),
+                     f"Images made to excite units of {stage}, those that noise, from which they start, excites most."),
             ]),
         ],
         footer=page.footer(run.path),
@@ -128,6 +128,13 @@ def main(config: Config) -> None:
     })  # fmt: skip
     reporting.print_table("Report card", header, rows)
     print(f"report: {path}")
+
+
+def awake(key: jax.Array, found: explained.Explained, stage: str) -> np.ndarray:
+    """Up to eight channels of a stage that no noise to climb from leaves silent: then there would be no gradient."""
+    noise = normalised(np.asarray(analysis.starting_noise(key, (8, *found.raw.shape[1:]))), found.about)
+    answers = analysis.capture(found.model, found.variables, noise, names=stage)[stage]
+    return np.argsort(-np.asarray(answers, np.float32).mean((1, 2)).min(0), kind="stable")[:8]
 
 
 def coarsest(shapes: dict[str, tuple[int, ...]]) -> str:

@@ -17,7 +17,7 @@ from cnn_jax.analysis.box_scores import box_score
 from cnn_jax.analysis.probe import Probe, draw_balanced, embed, few_shot, linear_probe, probe_stages
 from cnn_jax.analysis.report_card import Card, report_card
 from cnn_jax.analysis.scores import Score, class_score, pixel_score
-from cnn_jax.analysis.visualise import Visualised, unit_score, visualise
+from cnn_jax.analysis.visualise import Visualised, starting_noise, unit_score, visualise
 
 __all__ = [
     "Activity",
@@ -48,6 +48,7 @@ __all__ = [
     "receptive",
     "report_card",
     "similarity",
+    "starting_noise",
     "translation",
     "unit_score",
     "visualise",

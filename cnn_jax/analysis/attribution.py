@@ -150,8 +150,9 @@ def rise(
 ) -> jax.Array:
     """The mean of random masks, weighted by the score of what they let through: f32[N,H,W].
 
-    Made for scores of 0 or more, such as probabilities. A mask is a small grid of zeros and ones, enlarged with smooth
-    borders and shifted by part of a cell; all images see the same masks.
+    A mask is a small grid of zeros and ones, enlarged with smooth borders and shifted by part of a cell; all images see
+    the same masks. Unlike the paper's, the map does not show how unevenly chance has laid the masks: that, times the
+    mean score, is taken away, so that a score that is always the same gives a map that is the same everywhere.
 
     Args:
         masks: how many.
@@ -251,8 +252,9 @@ _values = jax.jit(values)
 
 def _rise(key, probability, score, images, baseline, *, masks, cells, together):
     arrays = (score, images, baseline, key, probability)
-    weights = np.full(masks, 1 / masks)
-    return weighted_sum(_masked, _let_through, arrays, weights, together=together, options=(cells,)) / probability
+    means = weighted_sum(_masked, _let_through, arrays, np.full(masks, 1 / masks), together=together, options=(cells,))
+    both, through, alone = means[..., 0], means[..., 1], means[..., 2]
+    return (both - alone * (through - probability)) / probability
 
 
 def _masked(index, score, images, baseline, key, probability, cells):
@@ -271,5 +273,8 @@ def _masked(index, score, images, baseline, key, probability, cells):
 
 
 def _let_through(made, score, *_):
+    """f32[N,K,H,W,3]: the score times the mask, the mask, and the score."""
     seen, through = made
-    return evaluate(score, seen)[..., None, None] * through
+    alone = jnp.broadcast_to(evaluate(score, seen)[..., None, None], (len(seen), *through.shape[1:]))
+    through = jnp.broadcast_to(through, alone.shape)
+    return jnp.stack([alone * through, through, alone], axis=-1)

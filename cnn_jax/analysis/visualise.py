@@ -55,19 +55,13 @@ def visualise(
     """
     if len(shape) != 4 or min(shape) < 1 or steps < 1 or jitter < 0:
         raise InputError(f"shape {shape}, {steps} steps, jitter {jitter}: expected [N,H,W,C], 1 or more, and 0 or more")
-    count, height, width, colours = shape
+    count, height, width, _ = shape
     of = jax.eval_shape(lambda images: score(preprocess(images)), jax.ShapeDtypeStruct(shape, jnp.float32)).shape
     score = score if isinstance(score, Score | jax.tree_util.Partial) else jax.tree_util.Partial(score)
     if of != (count,):
         raise InputError(f"the score of {count} images has shape {of}: expected ({count},), one number an image")
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    waves = (height * width) ** 0.5 / 4 / np.maximum(frequency, 1 / max(height, width))
-    waves = jnp.asarray(waves, jnp.float32)[None, None, :, :, None]
+    paint = partial(_painted, size=(height, width))
     adam = optax.adam(learning_rate)
-
-    def paint(amplitudes):
-        real, imaginary = amplitudes * waves
-        return jax.nn.sigmoid(jnp.fft.irfft2(jax.lax.complex(real, imaginary), (height, width), (1, 2)))
 
     def climb(score, state, key):
         amplitudes, moments = state
@@ -84,12 +78,32 @@ def visualise(
     @jax.jit
     def ascend(key, score):  # an argument, for the weights in it would be constants of the program
         first, others = jax.random.split(key)
-        amplitudes = 0.01 * jax.random.normal(first, (2, count, *waves.shape[2:4], colours))
+        amplitudes = _drawn(first, shape)
         state = amplitudes, adam.init(amplitudes)
         (amplitudes, _), scores = jax.lax.scan(partial(climb, score), state, jax.random.split(others, steps))
         return Visualised(paint(amplitudes), scores)
 
     return ascend(key, score)
+
+
+def starting_noise(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+    """The noise in [0,1] that `visualise` begins with: f32[N,H,W,C]."""
+    return _painted(_drawn(jax.random.split(key)[0], shape), shape[1:3])
+
+
+def _drawn(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+    """Amplitudes of waves, real and imaginary, f32[2,N,H,W // 2 + 1,C]."""
+    count, height, width, colours = shape
+    return 0.01 * jax.random.normal(key, (2, count, height, width // 2 + 1, colours))
+
+
+def _painted(amplitudes: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The images that amplitudes are of."""
+    height, width = size
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    waves = (height * width) ** 0.5 / 4 / np.maximum(frequency, 1 / max(height, width))
+    real, imaginary = amplitudes * jnp.asarray(waves, jnp.float32)[None, None, :, :, None]
+    return jax.nn.sigmoid(jnp.fft.irfft2(jax.lax.complex(real, imaginary), (height, width), (1, 2)))
 
 
 def unit_score(

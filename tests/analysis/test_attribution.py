@@ -151,6 +151,12 @@ def test_rise_finds_what_the_score_sees(key):
     assert maps[5, 1] > max(0.95 * maps.max(), 0.6)
 
 
+def test_rise_shows_nothing_of_a_score_that_sees_nothing(key):
+    images = np.random.default_rng(0).normal(size=(2, 8, 6, 1)).astype(np.float32)
+    maps = attribution.rise(key, lambda images: jnp.full(len(images), 3.0), images, masks=7, cells=3)
+    np.testing.assert_allclose(maps, 3, rtol=1e-6)
+
+
 def test_no_more_than_a_batch_at_once():
     """However many steps, samples, squares or masks: so memory does not grow with them."""
     together = []

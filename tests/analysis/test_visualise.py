@@ -7,7 +7,7 @@ import pytest
 from networks import compiled, filled
 
 from cnn_jax import models
-from cnn_jax.analysis.visualise import unit_score, visualise
+from cnn_jax.analysis.visualise import starting_noise, unit_score, visualise
 from cnn_jax.errors import InputError
 
 
@@ -34,6 +34,7 @@ def test_the_start_has_the_spectrum_of_photographs(key):
     again = visualise(key, score, shape=(16, 32, 32, 3), steps=1, learning_rate=0.0)
     other = visualise(jax.random.key(1), score, shape=(16, 32, 32, 3), steps=1, learning_rate=0.0)
     np.testing.assert_array_equal(start.images, again.images)
+    np.testing.assert_allclose(start.images, starting_noise(key, (16, 32, 32, 3)), atol=1e-6)
     assert (start.images != other.images).any()
     waves = np.log(start.images / (1 - start.images))
     power = (np.abs(np.fft.fft2(waves, axes=(1, 2))) ** 2).mean((0, 3))
