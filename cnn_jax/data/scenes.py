@@ -82,19 +82,20 @@ def make(key: jax.Array, items: dict, *, count: int, size: int = 64, most: int =
         `instances` u8[count,size,size], 0 on the ground and i + 1 on object i; `map` u8[count,size,size], 0 on the
         ground and 1 + the label on an object.
     """
-    items = jax.device_put({"image": jnp.asarray(items["image"][..., 0]), "label": jnp.asarray(items["label"])})
+    items = {"image": np.asarray(items["image"])[..., 0], "label": np.asarray(items["label"])}
     chunks = []
     for i in range(-(-count // CHUNK)):
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(i * CHUNK, (i + 1) * CHUNK))
-        chunks.append(jax.device_get(_scenes(keys, _drawn(keys, items, most + PIECES), size, most)))
+        rows = np.asarray(_rows(keys, len(items["label"]), most + PIECES))
+        drawn = {name: values[rows] for name, values in items.items()}
+        chunks.append(jax.device_get(_scenes(keys, drawn, size, most)))
     return {name: np.concatenate([chunk[name] for chunk in chunks])[:count] for name in chunks[0]}
 
 
 @partial(jax.jit, static_argnums=2)
-def _drawn(keys, items, each):
-    """Random items, so many for each key; drawn here, a scene's program is the same for sets of any size."""
-    draw = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), each, 0, len(items["label"])))
-    return jax.tree.map(lambda values: values[draw(keys)], items)
+def _rows(keys, count, each):
+    """The rows of random items, i32[N,each] for N keys; `count` is no constant of the program, nor of a scene's."""
+    return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), (each,), 0, count))(keys)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
