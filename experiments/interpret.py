@@ -8,7 +8,7 @@ Explains one number of each image, chosen by `experiments.explained`, by seven m
 Smooth: SmoothGrad); sets each beside a random map and an edge detector in a report card of its faithfulness, with
 means and 95 % intervals over the images; and says of each stage how many units are dead, how much is silent, and what
 its units like to see. Writes runs/interpret or --out. The card makes every map some thirty times: of a large
-network take fewer steps, masks and squares, as above. 32 digits of SimpleCNN take 4 minutes on 2 CPU cores, three
+network take fewer steps, masks and squares, as above. 32 digits of SimpleCNN take 2 minutes on 2 CPU cores, three
 photographs 7.
 """
 
