@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two processes; a file's tests stay in one, where they share what was compiled. In their order, the longest are not last.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: mnist test slow parity lint clean
+.PHONY: mnist test slow parity parity-whole lint clean
 
 mnist: .venv/installed
 	$(BIN)/python -m experiments.classify --out runs/mnist --resume
@@ -18,6 +18,10 @@ slow: .venv/installed
 
 # Against PyTorch and scikit-learn; on Python 3.11 pip finds a CPU build of torch.
 parity: .venv/peers
+	$(PYTEST) -m "peers and not slow"
+
+# Every network beside its peer, the benchmark beside PyTorch.
+parity-whole: .venv/peers
 	$(PYTEST) -m peers
 
 lint: .venv/installed

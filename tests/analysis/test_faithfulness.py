@@ -185,8 +185,9 @@ def test_report_card(key):
     }
     judged = class_score(NET, SCORE.variables, [2, 0, 1], probability=True)
     boxes = np.tile([[0.0, 0, 5, 6]], (3, 1))
-    card = report_card(key, SCORE, IMAGES, methods, judged=judged, boxes=boxes, samples=20)
-    assert card.methods == ("gradient × input", "gradient", "random map", "edges")
+    said = []
+    card = report_card(key, SCORE, IMAGES, methods, judged=judged, boxes=boxes, samples=20, progress=said.append)
+    assert card.methods == tuple(said) == ("gradient × input", "gradient", "random map", "edges")
     assert card.measures == tuple(MEASURES)
     assert card.values.shape == (4, 7, 3)
     assert np.isfinite(card.values).all()

@@ -87,6 +87,7 @@ def test_a_model_of_another_task():
 
 
 @pytest.mark.peers
+@pytest.mark.slow
 def test_beside_torch(capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     found = last_line(capsys, peer="torch")

@@ -25,6 +25,7 @@ def test_interpret(run, tmp_path):
     assert summary["edges_max_sensitivity"] > 0
     page = (tmp_path / "inside" / "report.html").read_text()
     assert page.count("data:image/png") == 2
+    assert "measuring IG" in out
     assert all(method in page for method in ("gradient", "IG", "Grad-CAM"))
 
 
@@ -34,6 +35,7 @@ def test_interpret_refuses(run, tmp_path):
         "unknown stage 'conv9': did you mean 'conv2'"
     )
     assert fails(interpret, tmp_path / "none").startswith("there is no run folder")
+    assert fails(interpret, run, "--squares", "0", "--out", tmp_path / "a").startswith("squares is 0")
     assert fails(interpret, run, "--model", "simple_cnn").startswith("--model and --weights go together")
 
 
