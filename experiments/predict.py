@@ -103,8 +103,8 @@ def segment(config: Config, about: dict, model, variables) -> None:
     palette = overlays.map_colours(len(about["class_names"]))
     for path, picture, scale, classes in zip(config.pictures, pictures, scales, np.asarray(found), strict=True):
         height, width = picture.shape[:2]
-        # Each pixel of the picture has the class of the one below it in the square that the network saw.
-        rows, columns = ((np.arange(n) * scale).astype(int).clip(0, len(classes) - 1) for n in (height, width))
+        # Each pixel of the picture has the class of the one below its centre in the square that the network saw.
+        rows, columns = (((np.arange(n) + 0.5) * scale).astype(int).clip(0, len(classes) - 1) for n in (height, width))
         classes = classes[rows][:, columns]
         counts = np.bincount(classes.ravel(), minlength=len(palette))
         there = [c for c in np.argsort(-counts, kind="stable") if counts[c]]

@@ -89,7 +89,7 @@ def test_a_set_in_cocos_form(tmp_path):
     zoom = drawn.shape[1] // 60
     assert len(drawn) > 40 * zoom  # below is the legend
     changed = (drawn[zoom // 2 :: zoom, zoom // 2 :: zoom][:40] != picture).any(-1)
-    assert (changed & truth).sum() / (changed | truth).sum() > 0.7
+    assert (changed & truth).sum() / (changed | truth).sum() > 0.85
 
 
 def mirrored_too(path, folder):
