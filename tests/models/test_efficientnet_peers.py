@@ -5,7 +5,7 @@ from torchvision_twins import assert_same
 
 from experiments.peers.torch_models import import_torchvision
 
-pytestmark = [pytest.mark.peers, pytest.mark.slow]
+pytestmark = pytest.mark.peers
 
 OURS = {"dropout": 0.0, "stochastic_depth": 0.0}
 

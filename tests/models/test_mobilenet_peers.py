@@ -12,7 +12,6 @@ def test_logits_are_torchvisions(tmp_path):
     assert_same(tmp_path, "mobilenet_v2", {"dropout": 0.0, "width_mult": 0.5}, {"dropout": 0.0, "width": 0.5})
 
 
-@pytest.mark.slow
 def test_logits_are_timms(tmp_path):
     import_torchvision()  # which makes timm importable too
     timm = pytest.importorskip("timm")
