@@ -39,7 +39,7 @@ def configure(*, platform: str | None = None) -> None:
             ) from error
         if found != platform:
             raise InputError(f"no {platform} can be used: JAX found only {found}")
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (folder := _cache_folder()):
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (folder := cache_folder()):
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
@@ -61,7 +61,7 @@ def _tune_cpu() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
-def _cache_folder() -> Path | None:
+def cache_folder() -> Path | None:
     """The cache folder, made if need be; None where there is to be none, or it cannot be used.
 
     Who can write there can have code run, so that it must be the user's alone.

@@ -95,9 +95,10 @@ def _computed(equation, inputs: list) -> list:
     relu = _relu_of(equation)
     if relu is not None:
         return [relu(*inputs)]
-    # The derivatives that a function was given say nothing of its parts.
-    own = equation.primitive.name.startswith("custom_")
-    params = {name: value if own or not _has_relu(value) else _each(value) for name, value in equation.params.items()}
+    if equation.primitive.name.startswith("custom_") and _has_relu(equation.params.get("call_jaxpr")):
+        # The derivative that such a function was given says nothing of its ReLUs.
+        return jaxpr_as_fun(_rewritten(equation.params["call_jaxpr"]))(*inputs)
+    params = {name: _each(value) if _has_relu(value) else value for name, value in equation.params.items()}
     with equation.ctx.manager:
         outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
     return outputs if equation.primitive.multiple_results else [outputs]

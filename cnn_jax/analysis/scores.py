@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnn_jax.analysis.batches import row_batches
 from cnn_jax.errors import InputError
 
 
@@ -238,7 +239,7 @@ def like_images(name: str, array: Any, images: jax.Array) -> jax.Array:
 def in_batches(program: Callable, score: Callable, images: jax.Array, *others: jax.Array, batch_size: int) -> Any:
     """`program(score, images, *others)` of `batch_size` images at a time, joined.
 
-    The last batch is filled up with the first images, so that all have one shape and are compiled once.
+    The last batch is filled up with the last image, so that all have one shape and are compiled once.
 
     Args:
         score: as `prepare` gives it.
@@ -247,16 +248,12 @@ def in_batches(program: Callable, score: Callable, images: jax.Array, *others: j
     Raises:
         InputError: a batch size below 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: expected 1 or more")
     count = len(images)
-    size = min(batch_size, count)
     own = score.targets if isinstance(score, Score) else None
     parts = []
-    for first in range(0, count, size):
+    for _, rows in row_batches(count, batch_size):
         arrays = own, images, others
-        if size < count:
-            rows = np.arange(first, first + size) % count
+        if len(rows) < count:
             arrays = jax.tree.map(lambda array: array[rows], arrays)  # noqa: B023
         some = replace(score, targets=arrays[0]) if own is not None else score
         parts.append(program(some, arrays[1], *arrays[2]))

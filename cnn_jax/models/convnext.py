@@ -10,6 +10,7 @@ from cnn_jax.models.layers import ACTIVATIONS, Conv, check_choices, check_images
 from cnn_jax.models.places import matrix
 from cnn_jax.models.platform import on_cpu
 from cnn_jax.models.pooling import PADDINGS, POOLINGS
+from cnn_jax.models.xla import kept
 
 # What differs between the members: the blocks in each stage, and the channels of the first, which each stage doubles.
 CONVNEXTS = {
@@ -116,4 +117,4 @@ class Block(nn.Module):
         y = nn.Dense(features, **options, name="project")(y).reshape(x.shape)
         scale = self.param("layer_scale", nn.initializers.constant(self.scale_init), (features,))
         y = y * scale.astype(self.dtype).reshape(1, 1, 1, -1)
-        return x + nn.Dropout(self.rate, broadcast_dims=(1, 2, 3), deterministic=self.rate == 0)(y)
+        return kept(x + nn.Dropout(self.rate, broadcast_dims=(1, 2, 3), deterministic=self.rate == 0)(y))

@@ -11,6 +11,7 @@ from cnn_jax.models.depthwise import depthwise
 from cnn_jax.models.places import Places, matrix, padded, seen, spread, views
 from cnn_jax.models.platform import on_cpu
 from cnn_jax.models.winograd import suits_winograd, winograd
+from cnn_jax.models.xla import kept
 
 PADDINGS = ("torch", "same", "valid", "circular")
 
@@ -120,7 +121,8 @@ def _ordered_jvp(places: Places, primals: tuple, tangents: tuple) -> tuple:
     # Read backwards, the gradient of `dx` waits for that of `dkernel`. XLA drops the barrier in the end, but keeps them
     # together in its schedule: a step of SimpleCNN takes 25 ms for 29.
     dy, dkernel = jax.lax.optimization_barrier((dy, dkernel))
-    return y, dy + conv(x, dkernel)
+    # The gradient of a kernel reads both arrays across, and what it made them of would be read across too.
+    return y, kept(dy + conv(kept(x), dkernel))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from cnn_jax.errors import InputError, unknown
 from cnn_jax.models.channels import moments, scaled
 from cnn_jax.models.convolution import convolution
+from cnn_jax.models.platform import on_cpu
+from cnn_jax.models.xla import kept
 
 # What networks take as the option `activation`.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -62,6 +64,25 @@ def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     if module.has_variable("perturbations", name):
         x = x + module.get_variable("perturbations", name)
     return x
+
+
+def activated(activation: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`activation(x)` at the end of a residual block: one array for all that need it, see `xla.kept`."""
+    if not on_cpu():
+        return activation(x)
+    return _kept_relu(x) if activation is nn.relu else kept(activation(x))
+
+
+@jax.custom_jvp
+def _kept_relu(x: jax.Array) -> jax.Array:
+    return kept(nn.relu(x))
+
+
+@_kept_relu.defjvp
+def _kept_relu_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    y = _kept_relu(x)
+    return y, jnp.where(y > 0, kept(dx), 0)  # seen in the output, so that `x` is needed no more
 
 
 class Conv(nn.Module):

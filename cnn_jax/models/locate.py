@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from cnn_jax.errors import InputError
+from cnn_jax.runtime import cache_folder
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -67,7 +68,9 @@ def _in_package(name: str) -> Path:
 
 
 def _from_hugging_face(repository: str) -> Path:
-    cache = Path(os.environ.get("CNN_JAX_CACHE") or "~/.cache/cnn_jax").expanduser()
+    cache = cache_folder()
+    if cache is None:
+        raise InputError(f"there is no folder to keep {repository} in: set CNN_JAX_CACHE to one, or give a file")
     kept = cache / "weights" / repository / "model.safetensors"
     if kept.is_file():
         return kept

@@ -18,9 +18,9 @@ from cnn_jax.models.locate import locate
 from cnn_jax.models.sources import SOURCES, Source
 from cnn_jax.models.torch_files import read_tensors
 
-# Mean and deviation that images in [0,1] were normalised by: ImageNet's, but for networks whose name has the word.
+# Mean and deviation that images in [0,1] were normalised by: ImageNet's, but for networks whose name begins so.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-NORMALISED = {"lite": ((127 / 255,) * 3, (128 / 255,) * 3)}
+NORMALISED = {"efficientnet_lite": ((127 / 255,) * 3, (128 / 255,) * 3)}
 
 # The modules whose shape the number of classes decides, in every network here.
 HEADS = ("logits", "aux_logits")
@@ -132,7 +132,7 @@ def create_pretrained(
     if heads:
         variables |= _drawn(new_head, fit.model, fit.image_shape, heads)
     used = {key for path, key in fit.keys.items() if path not in heads}
-    mean, std = next((values for word, values in NORMALISED.items() if word in name), IMAGENET)
+    mean, std = next((values for start, values in NORMALISED.items() if name.startswith(start)), IMAGENET)
     return Pretrained(
         model=fit.model,
         variables=unflatten_dict(variables),

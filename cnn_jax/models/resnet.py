@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.models.layers import ACTIVATIONS, NORMS, Conv, check_choices, check_images, normed, tap
+from cnn_jax.models.layers import ACTIVATIONS, NORMS, Conv, activated, check_choices, check_images, normed, tap
 from cnn_jax.models.pooling import PADDINGS, POOLINGS
+from cnn_jax.models.xla import kept
 
 # What differs between the members: the number of blocks in each stage, and their kind.
 FAMILY = {
@@ -219,4 +220,4 @@ class Block(nn.Module):
         elif changes:
             around = self.conv(around, features, 1, stride, name="shortcut_conv")
             around = around if kind.preactivated else self.norm(around, name="shortcut_norm")
-        return x + around if kind.preactivated else self.activation(x + around)
+        return kept(x + around) if kind.preactivated else activated(self.activation, x + around)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from cnn_jax.models.platform import on_cpu
+
 
 def alone(fun: Callable, *args: jax.Array) -> jax.Array:
     """`fun(*args)` as a part of the program that is neither taken apart nor mixed with others.
@@ -15,6 +17,15 @@ def alone(fun: Callable, *args: jax.Array) -> jax.Array:
     """
     with set_xla_metadata(inlineable="false"):
         return jax.jit(fun)(*args)
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """`x`, which on a CPU is computed once and kept in memory; its gradient too.
+
+    Counting sums as cheap, XLA's CPU back end makes the output of a residual block anew in each part of a training step
+    that needs it, out of those of all the blocks before. An optimisation barrier is gone by then; a call is not.
+    """
+    return alone(lambda x: x, x) if on_cpu() else x
 
 
 def linear(fun: Callable, transpose: Callable, x: jax.Array) -> jax.Array:

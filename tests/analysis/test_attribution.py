@@ -16,7 +16,7 @@ from cnn_jax.analysis.box_scores import box_score
 from cnn_jax.analysis.guided import guided
 from cnn_jax.analysis.scores import Score, class_score, pixel_score
 from cnn_jax.errors import InputError
-from cnn_jax.models.layers import Conv, tap
+from cnn_jax.models.layers import Conv, activated, tap
 
 
 class Net(nn.Module):
@@ -200,7 +200,7 @@ def test_guided_by_hand():
 
 
 def test_guided_sees_every_relu():
-    """In compiled functions, loops, choices and rematerialised parts, and ReLU6; one function many times."""
+    """In compiled functions, loops, choices and rematerialised parts, at the end of a block; ReLU6; one many times."""
     signs = jnp.array([1.0, -1.0])
 
     def loop(x):
@@ -210,7 +210,15 @@ def test_guided_sees_every_relu():
         return jax.lax.cond(x[0] > 0, nn.relu, lambda x: x, x)
 
     def derivatives(x):
-        parts = (nn.relu, nn.relu6, jax.jit(nn.relu), jax.checkpoint(nn.relu), loop, choice)
+        parts = (
+            nn.relu,
+            nn.relu6,
+            jax.jit(nn.relu),
+            jax.checkpoint(nn.relu),
+            loop,
+            choice,
+            partial(activated, nn.relu),
+        )
         functions = [lambda x, part=part: (part(part(x)) * signs).sum() for part in parts]
         return [(jax.grad(guided(function))(x), jax.grad(function)(x)) for function in functions]
 
@@ -220,7 +228,7 @@ def test_guided_sees_every_relu():
         np.testing.assert_array_equal(plain, signs)
     found = jax.jit(jax.grad(guided(lambda x: nn.relu6(x).sum())))(jnp.array([-1.0, 5, 7]))
     np.testing.assert_array_equal(found, [0, 1, 0])
-    # Other functions that have derivatives of their own keep them.
+    # Other functions that have derivatives of their own, and no ReLU inside, keep them.
     mixed = lambda x: (nn.relu(x) + jax.nn.silu(x) + jnp.maximum(x, 0)).sum()  # noqa: E731
     np.testing.assert_allclose(*jax.jit(lambda x: (jax.grad(guided(mixed))(x), jax.grad(mixed)(x)))(x))
     with pytest.raises(InputError, match="needs a network with ReLUs"):
@@ -367,7 +375,7 @@ ERRORS = {
     "images hold numbers that are not finite": lambda: attribution.gradient(squares, IMAGES / 0),
     "the score gives shape (3, 8) for 3 images": lambda: attribution.gradient(lambda x: x.sum((2, 3)), IMAGES),
     "steps is 0: expected 1 or more": lambda: attribution.integrated_gradients(squares, IMAGES, steps=0),
-    "batch_size is 0: expected 1 or more": lambda: attribution.gradient(squares, IMAGES, batch_size=0),
+    "batch_size is 0: it must be 1 or more": lambda: attribution.gradient(squares, IMAGES, batch_size=0),
     "baseline has shape (5,)": lambda: attribution.integrated_gradients(squares, IMAGES, baseline=np.zeros(5)),
     "window is 2 and stride 3 for images of 8×6": lambda: attribution.occlusion(squares, IMAGES, window=2, stride=3),
     "probability is 1: expected": lambda: attribution.rise(jax.random.key(0), squares, IMAGES, probability=1),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cnn_jax.models.convolution import convolution
-from cnn_jax.models.layers import BatchNorm, Conv
+from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, activated
+from cnn_jax.models.xla import kept
 
 # Sides that halve, and such that do not; one channel, where the convolution is a sum over the places, and two.
 CASES = list(product([(8, 12), (9, 11), (8, 9)], [1, 3, 5], [1, 2], [1, 2], [1, 2]))
@@ -106,3 +107,27 @@ def test_batch_norm_is_linens(key, dtype, epsilon, momentum):
         ),
         found, expected,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["relu", "silu"])
+def test_activations_at_the_end_of_a_block(key, name):
+    """Values and derivatives are those of the activation alone, of second order too, and 0 where a ReLU begins."""
+    activation = ACTIVATIONS[name]
+    x = jax.random.normal(key, (2, 3, 3, 4)).at[0, 0, 0].set(0.0)
+
+    def derivatives(f, x):
+        slope = jax.grad(lambda x: jnp.sin(f(x)).sum())
+        return f(x), jax.jvp(f, (x,), (x + 1,))[1], slope(x), jax.jvp(slope, (x,), (x + 1,))[1], jax.vmap(f)(x)
+
+    found, expected = (jax.jit(partial(derivatives, f))(x) for f in (partial(activated, activation), activation))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), found, expected)
+
+
+def test_what_is_kept_is_an_array_of_its_own():
+    """Without, XLA makes the product where the sum needs it."""
+
+    def loops(keep):
+        program = jax.jit(lambda x: keep(x * 2) + 1).lower(jnp.ones((8, 8))).compile()
+        return program.as_text().count(" fusion(")
+
+    assert (loops(lambda x: x), loops(kept)) == (1, 2)

@@ -103,6 +103,9 @@ def test_what_fails_leaves_nothing_behind(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the port of "discard", where nobody listens
     with pytest.raises(InputError, match=r"Connection refused.*where there is no network, download it elsewhere"):
         locate("timm/other")
+    monkeypatch.setenv("CNN_JAX_CACHE", "")
+    with pytest.raises(InputError, match="no folder to keep timm/other in: set CNN_JAX_CACHE to one, or give a file"):
+        locate("timm/other")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
