@@ -14,11 +14,13 @@ from cnn_jax.errors import InputError
 from cnn_jax.models import winograd
 from cnn_jax.models.convolution import convolution
 
-# (channels, features, groups): one channel, where it is a sum over the kernel's places; no groups; depthwise; groups of
+# (channels, features, groups): one channel, where it is a sum over the kernel's places; no groups, of which one as if
+# its kernel were large, and one by fewer products; depthwise; groups of
 # one channel with three features each; groups that are seen together, and such that are not.
 KINDS = {
     "one_channel": (1, 4, 1),
     "plain": (2, 4, 1),
+    "large": (16, 4, 1),
     "winograd": (3, 4, 1),
     "depthwise": (3, 3, 3),
     "multiplied": (2, 6, 2),
@@ -31,6 +33,7 @@ FEW = [((8, 12), 3, 2, 1, "torch"), ((8, 9), 3, 1, 2, "same"), ((9, 11), 1, 2, 1
 GEOMETRIES = dict.fromkeys(KINDS, FEW) | {
     "winograd": [((8, 12), 3, 1, 1, "torch"), ((7, 9), 3, 1, 1, "same"), ((1, 2), 3, 1, 1, "torch")],
     "plain": [*FEW, ((9, 9), 4, 4, 1, "valid"), ((7, 9), 4, 1, 1, "circular")],
+    "large": [*FEW, ((9, 9), 4, 4, 1, "valid"), ((7, 9), 4, 1, 1, "circular"), ((8, 9), 3, 2, 2, "same")],
     "depthwise": [
         ((8, 12), 3, 1, 1, "torch"), ((9, 11), 3, 2, 1, "torch"), ((8, 9), 3, 2, 2, "torch"),
         ((8, 11), 3, 2, 1, "same"),
@@ -64,6 +67,8 @@ def _few_channels(request, monkeypatch):
     if "winograd" in request.node.name:
         monkeypatch.setattr(winograd, "CHANNELS", 3)
         monkeypatch.setattr(winograd, "PIXELS", 1)
+    if "large" in request.node.name:
+        monkeypatch.setattr("cnn_jax.models.convolution.LARGE", 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +88,8 @@ def test_convolution_is_xlas(key, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "stride"), [("one_channel", 1), ("plain", 1), ("winograd", 1), ("depthwise", 1), ("depthwise", 2)]
+    ("kind", "stride"),
+    [("one_channel", 1), ("plain", 1), ("large", 2), ("winograd", 1), ("depthwise", 1), ("depthwise", 2)],
 )
 def test_derivatives_of_every_kind(key, kind, stride):
     """Forward over reverse, reverse twice, by one argument alone; in `scan`, `checkpoint`, and `vmap` of both kinds."""
@@ -126,7 +132,7 @@ def test_bfloat16(key, kind):
     jax.tree.map(assert_close, found, exact)
 
 
-@pytest.mark.parametrize("kind", ["winograd", "depthwise"])
+@pytest.mark.parametrize("kind", ["plain", "large", "winograd", "depthwise"])
 def test_gradients_on_many_devices(key, kind):
     """Each has a part of the images; all that they say to each other is the sum of the kernel's gradients."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
