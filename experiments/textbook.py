@@ -55,10 +55,10 @@ def main(config: Config) -> None:
     else:
         lab = Lab(digits, seeds=config.seeds, steps=config.steps)
     run = Run(config.out or default_path(Path("runs/textbook"), resume=False), vars(config))
-    began, claims = time.perf_counter(), []
+    began, claims = time.perf_counter(), {}
     for name in config.only or CLAIMS:
         since = time.perf_counter()
-        claims.append(claim := CLAIMS[name](lab))
+        claims[name] = claim = CLAIMS[name](lab)
         print(f"{claim.said}\n  {claim.verdict}: {claim.number} ({time.perf_counter() - since:.0f} s)", flush=True)
     path = report.write(
         run.path,

@@ -62,10 +62,14 @@ class Details(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading with its blocks."""
+    """A heading with its blocks.
+
+    short: what the link at the top of the page says; the title if left out.
+    """
 
     title: str
     blocks: Sequence
+    short: str = ""
 
 
 Block = str | Cards | Table | Figure | Code | Details
@@ -80,7 +84,8 @@ def write_report(path, *, title: str, summary: Sequence[Block], sections: Sequen
     """
     names = _anchors([section.title for section in sections])
     links = "".join(
-        f'<li><a href="#{name}">{escape(section.title)}</a></li>' for name, section in zip(names, sections, strict=True)
+        f'<li><a href="#{name}">{escape(section.short or section.title)}</a></li>'
+        for name, section in zip(names, sections, strict=True)
     )
     parts = [f"<header>\n<h1>{escape(title)}</h1>\n{_blocks(summary)}</header>\n"]
     if len(sections) > 2:
@@ -235,6 +240,7 @@ nav a:hover { border-color: var(--accent); }
   margin: 0 0 1.25rem;
 }
 .cards > div { padding: .8rem 1rem; border: 1px solid var(--line); border-radius: .6rem; background: var(--card); }
+.cards > div:only-child { grid-column: 1 / -1; width: fit-content; }
 .cards dt { color: var(--muted); font-size: .85rem; line-height: 1.3; }
 .cards dd { margin: .15rem 0 0; font-size: 1.4rem; font-weight: 600; line-height: 1.25; }
 .cards dd.note { color: var(--muted); font-size: .8rem; font-weight: 400; }

@@ -1,6 +1,6 @@
 """The page of sentences that were tested: a paragraph, a figure, a number and a verdict for each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import page
@@ -10,23 +10,26 @@ from .trackers import write_json
 MARKS = {"holds": "✓", "holds in part": "◐", "does not hold": "✗"}
 
 
-def write(folder: Path, *, title: str, command: str, claims: Sequence, notes: Sequence[str], seconds: float) -> Path:
+def write(folder: Path, *, title: str, command: str, claims: Mapping, notes: Sequence[str], seconds: float) -> Path:
     """Writes `summary.json`, `figures/` and `report.html`; returns the report's path.
 
     The folder holds the run's `config.json`.
 
     Args:
-        claims: each with the texts `said`, `found`, `number`, `verdict` (of `MARKS`) and `caption`, a `figure`, and
-            `numbers`, name → number.
+        claims: name → claim, each with the texts `said`, `found`, `number`, `verdict` (of `MARKS`) and `caption`, a
+            `figure`, and `numbers`, name → number.
         notes: paragraphs on how it was done.
     """
     folder = Path(folder)
-    numbers = {name: value for claim in claims for name, value in claim.numbers.items()}
-    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in MARKS}
+    numbers = {name: value for claim in claims.values() for name, value in claim.numbers.items()}
+    counts = {verdict: sum(claim.verdict == verdict for claim in claims.values()) for verdict in MARKS}
     write_json(folder / "summary.json", {"seconds": seconds, **counts, **numbers})
     draw = page.drawing(folder)
-    judged = [(str(i), claim, f"{MARKS[claim.verdict]} {claim.verdict}") for i, claim in enumerate(claims, start=1)]
-    rows = [[i, claim.said, claim.number, verdict] for i, claim, verdict in judged]
+    judged = [
+        (str(i), name, claim, f"{MARKS[claim.verdict]} {claim.verdict}")
+        for i, (name, claim) in enumerate(claims.items(), start=1)
+    ]
+    rows = [[i, claim.said, claim.number, verdict] for i, _, claim, verdict in judged]
     return write_report(
         folder / "report.html",
         title=title,
@@ -44,8 +47,9 @@ def write(folder: Path, *, title: str, command: str, claims: Sequence, notes: Se
                     claim.found,
                     draw(f"claim_{i.zfill(2)}", claim.figure, claim.caption),
                 ],
+                f"{i}. {name.replace('_', ' ')}",
             )
-            for i, claim, verdict in judged
+            for i, name, claim, verdict in judged
         ],
         footer=page.footer(folder) + f"; {seconds:.0f} s",
     )

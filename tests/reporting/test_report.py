@@ -49,7 +49,7 @@ def sections(png):
     return [
         Section("Data & more", ["One.\n\nTwo.", Figure(png, EVIL), Figure(png, "second", alt="other")]),
         Section("Data & more", [table, Details(EVIL, [Code(f"run --flag\n{EVIL}"), table])]),
-        Section("猫", [Cards([(EVIL, EVIL, EVIL), ("n", 1234), ("none", None)])]),
+        Section("猫", [Cards([(EVIL, EVIL, EVIL), ("n", 1234), ("none", None)])], f"short {EVIL}"),
     ]
 
 
@@ -71,6 +71,7 @@ def test_is_well_formed_escaped_and_self_contained(tmp_path, png):
     ids = [a["id"] for a in page.all("h2")]
     assert ids == ["data-more", "data-more-2", "section"]
     assert [a["href"] for a in page.all("a")] == [f"#{name}" for name in ids]
+    assert [page.text.count(text) for text in ("Data & more", "猫", f"short {EVIL}")] == [4, 1, 1]  # links and headings
 
 
 def test_pictures_are_the_files(tmp_path, png):
