@@ -2,10 +2,9 @@
 
 import ctypes
 import os
-import stat
-from pathlib import Path
 
 from cnn_jax.errors import InputError, unknown
+from cnn_jax.files import cache_folder
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
@@ -59,26 +58,3 @@ def _tune_cpu() -> None:
     trim_threshold, mmap_max = -1, -4  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
-
-
-def cache_folder() -> Path | None:
-    """The cache folder, made if need be; None where there is to be none, or it cannot be used.
-
-    Who can write there can have code run, so that it must be the user's alone.
-    """
-    chosen = os.environ.get("CNN_JAX_CACHE")
-    if chosen == "":
-        return None
-    folder = Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "cnn_jax"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        if chosen:
-            raise InputError(
-                f"cache folder {folder} cannot be made: {error.strerror}. Set CNN_JAX_CACHE to another"
-            ) from error
-        return None
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise InputError(f"cache folder {folder} can be written by others: run chmod 700 on it, or set CNN_JAX_CACHE")
-    return folder

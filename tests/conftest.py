@@ -15,10 +15,11 @@ import jax
 import pytest
 
 from cnn_jax import runtime, training
+from cnn_jax.files import cache_folder
 
 TESTS = Path(__file__).parent
 # Of two processes that share the folder, one could read a program that the other has written by half.
-if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and (folder := runtime.cache_folder()):
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and (folder := cache_folder()):
     os.environ["CNN_JAX_CACHE"] = str(folder / worker)
 runtime.configure()
 assert jax.device_count() == 8  # they start here, before a test can change the environment

@@ -9,6 +9,7 @@ import pytest
 
 from cnn_jax import runtime
 from cnn_jax.errors import InputError
+from cnn_jax.files import cache_folder
 
 
 def start(code: str, **variables: str | None) -> subprocess.CompletedProcess:
@@ -37,23 +38,23 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
 def test_the_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("CNN_JAX_CACHE", raising=False)
-    assert runtime.cache_folder() == tmp_path / ".cache" / "cnn_jax"
+    assert cache_folder() == tmp_path / ".cache" / "cnn_jax"
     assert mode(tmp_path / ".cache" / "cnn_jax") == 0o700
     monkeypatch.setenv("CNN_JAX_CACHE", "~/mine")
-    assert runtime.cache_folder() == tmp_path / "mine"
+    assert cache_folder() == tmp_path / "mine"
     assert mode(tmp_path / "mine") == 0o700
     monkeypatch.setenv("CNN_JAX_CACHE", "")
-    assert runtime.cache_folder() is None
+    assert cache_folder() is None
 
 
 def test_a_home_that_cannot_be_written_keeps_none_and_a_chosen_folder_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("CNN_JAX_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    assert runtime.cache_folder() is None
+    assert cache_folder() is None
     monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match=r"file/cache cannot be made: Not a directory\. Set CNN_JAX_CACHE to another$"):
-        runtime.cache_folder()
+        cache_folder()
 
 
 @pytest.mark.parametrize("wrong", [0o720, 0o702, 0o777])
@@ -63,16 +64,16 @@ def test_a_cache_that_others_can_write_is_refused(tmp_path, monkeypatch, wrong):
     folder.chmod(wrong)
     monkeypatch.setenv("CNN_JAX_CACHE", str(folder))
     with pytest.raises(InputError, match="can be written by others: run chmod 700 on it, or set CNN_JAX_CACHE"):
-        runtime.cache_folder()
+        cache_folder()
     folder.chmod(0o755)  # who can only read is no danger
-    assert runtime.cache_folder() == folder
+    assert cache_folder() == folder
 
 
 def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(InputError, match="can be written by others"):
-        runtime.cache_folder()
+        cache_folder()
 
 
 def test_jaxs_own_variable_comes_first_and_an_empty_one_of_ours_keeps_none(tmp_path):
@@ -92,6 +93,7 @@ def test_a_platform_that_is_not_there_is_one_sentence():
     code = """
 from cnn_jax import runtime
 from cnn_jax.errors import InputError
+from cnn_jax.files import cache_folder
 for platform in ("cpu", "gpu"):
     try:
         runtime.configure(platform=platform)

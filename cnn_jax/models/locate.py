@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from cnn_jax.errors import InputError
-from cnn_jax.runtime import cache_folder
+from cnn_jax.files import cache_folder
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
