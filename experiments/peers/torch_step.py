@@ -64,7 +64,7 @@ def best_threads(seconds) -> int:
     measured = {}
     for threads in {1, max(1, os.cpu_count() // 2), os.cpu_count()}:
         torch.set_num_threads(threads)
-        times = 3 if seconds(1) < 0.5 else 1  # large networks differ less
+        times = 3 if seconds(1) < 2 else 1
         measured[threads] = min(seconds(times) for _ in range(times))
     best = min(measured, key=measured.get)
     torch.set_num_threads(best)
