@@ -14,9 +14,9 @@ from cnn_jax.errors import InputError
 from cnn_jax.models import winograd
 from cnn_jax.models.convolution import convolution
 
-# (channels, features, groups): one channel, where it is a sum over the kernel's places; no groups, once as if the kernel
-# were large, and once by fewer products; depthwise; groups of one channel with three features each; groups that are seen
-# together, and such that are not.
+# (channels, features, groups): one channel, where it is a sum over the kernel's places; no groups, once as if the
+# kernel were large, and once by fewer products; depthwise; groups of one channel with three features each; groups that
+# are seen together, and such that are not.
 KINDS = {
     "one_channel": (1, 4, 1),
     "plain": (2, 4, 1),
