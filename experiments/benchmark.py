@@ -9,15 +9,15 @@
 Every contestant is a process of its own. They take turns in one run, a few steps each a round, so that all meet the
 same machine; what is printed is the median of the rounds and the middle half of them. PyTorch runs with the number of
 threads that is fastest for it, its large networks channels-last. On a CPU ours computes in float32, on a GPU in
-bfloat16, and the zoo in float32 too, with convolutions as each library does them by default (TensorFloat-32). FLOPs of
-a step are three times those of the forward pass. `compilations` counts how often our step was compiled; a detector's
-batches hold from none to eight objects an image. The last line is one JSON object: measurement -> numbers; ratios are
-the peer's time over ours. `--peer torch` needs the extra `peers`.
+bfloat16. FLOPs of a step are three times those of the forward pass. `compilations` counts how often our step was
+compiled; a detector's batches hold from none to eight objects an image. The last line is one JSON object: measurement
+-> numbers; ratios are the peer's time over ours. `--peer torch` needs the extra `peers`.
 """
 
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +48,7 @@ class Config:
 def main(config: Config) -> None:
     if config.peer:
         require("torch", "torchvision")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the contestants share the device's memory
     runtime.configure()
     gpu = jax.default_backend() != "cpu"
     rounds, epochs = (2, 1) if config.tiny else (config.rounds, config.epochs)
@@ -59,17 +60,16 @@ def main(config: Config) -> None:
     for model in config.models or (["simple_cnn"] if config.task == "classify" else known):
         if model not in known:
             raise unknown(f"model to {config.task}", model, known)
-        for precision in (["float32"] if config.task == "zoo" or not gpu else []) + ["bfloat16"] * gpu:
-            results |= steps(model, config, rounds, gpu, precision)
+        results |= steps(model, config, rounds, gpu)
     if config.task == "classify":
         results |= program(config.peer, rounds=1 if config.tiny else 5, epochs=epochs)
     results["machine"] = {**environment(), "load": os.getloadavg()[0]}
     print(json.dumps(plain(results)))
 
 
-def steps(model: str, config: Config, rounds: int, gpu: bool, precision: str) -> dict:
+def steps(model: str, config: Config, rounds: int, gpu: bool) -> dict:
     """One training step of a model, and for the zoo one forward pass."""
-    work = WORK[model]
+    work, precision = WORK[model], "bfloat16" if gpu else "float32"
     small = model in ("simple_cnn", "fcos_small")
     batch, side = config.batch_size or work.batch[gpu], work.side[gpu]
     times = config.steps * (50 if gpu and small else 1) if gpu or small else 1
@@ -78,10 +78,14 @@ def steps(model: str, config: Config, rounds: int, gpu: bool, precision: str) ->
     size = 8192 if gpu else 2048
     common = {"model": model, "batch_size": batch, "side": side, "matmul_size": size}
     images = 60_000 if model == "simple_cnn" and not config.tiny else 4 * batch
-    contestants = {"ours": Contestant("ours", precision=precision, images=images, **common)}
+    settings = {"ours": ("ours", {"precision": precision, "images": images})}
+    rivals = torch_rivals(model, gpu) if config.peer else {}
+    settings |= {name: ("torch_step", how) for name, how in rivals.items()}
+    # On a CPU one after the other, for they find out their threads; PyTorch's compiler takes a minute for each.
+    with ThreadPoolExecutor(len(settings) if gpu else 1) as pool:
+        contestants = pool.map(lambda of: Contestant(of[0], **common, **of[1]), settings.values())
+        contestants = dict(zip(settings, contestants, strict=True))
     zoo = config.task == "zoo"
-    rivals = torch_rivals(model, gpu, precision=precision if gpu and zoo else None) if config.peer else {}
-    contestants |= {name: Contestant("torch_step", **common, **how) for name, how in rivals.items()}
     commands = {"forward": ("forward pass", 1)} if zoo else {}
     commands["steps"] = ("training step", 3)  # passes through the network
     multiply = ("ours", "torch_eager") if not gpu else (*contestants,)
@@ -104,7 +108,7 @@ def steps(model: str, config: Config, rounds: int, gpu: bool, precision: str) ->
             f"{result['images_per_second']:,.0f} images/s; {result['share_of_peak']:.0%} of the "
             f"{peak / 1e9:,.0f} GFLOP/s that multiplying {size}×{size} matrices reaches here\n"
         )
-        results[f"{model}_{command.removesuffix('s')}{f'_{precision}' * zoo}"] = result
+        results[f"{model}_{command.removesuffix('s')}"] = result
     for contestant in contestants.values():
         contestant.close()
     return results

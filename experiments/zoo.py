@@ -67,7 +67,7 @@ def counted(name: str, of: Member) -> tuple[dict, list[list]]:
         return of.model.apply(variables, images, train=True, **options)[0]
 
     images, key = jax.ShapeDtypeStruct((1, *of.image_shape), jnp.float32), jax.eval_shape(lambda: jax.random.key(0))
-    with models.traced_for("gpu"):
+    with models.traced_for("tpu"):
         rest = dict(jax.eval_shape(of.model.init, jax.random.key(0), images))
         both = analysis.cost.count(analysis.cost.gradient(apply), rest.pop("params"), rest, images, key)
     table = models.describe(of.model, of.image_shape)

@@ -1,5 +1,6 @@
-"""The convolution that all networks use, arranged on a CPU in other ways than XLA's own."""
+"""The convolution that all networks use, arranged on a CPU and on a GPU in other ways than XLA's own."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from cnn_jax.errors import unknown
 from cnn_jax.models.depthwise import depthwise
 from cnn_jax.models.places import Places, matrix, padded, seen, spread, views
-from cnn_jax.models.platform import on_cpu
+from cnn_jax.models.platform import on_cpu, on_gpu
 from cnn_jax.models.winograd import suits_winograd, winograd
 from cnn_jax.models.xla import kept, linear
 
@@ -29,8 +30,9 @@ def convolution(
 ) -> jax.Array:
     """The sum over the kernel's places: [N,h,w,features].
 
-    On a CPU it is arranged in other ways than XLA's own, with the same value up to float32 rounding and derivatives of
-    every order: see `_ordered`, `winograd`, `_one_channel`, `_product`, `depthwise` and `_grouped`.
+    On a CPU and on a GPU it is arranged in other ways than XLA's own, with the same value up to float32 rounding and
+    derivatives of every order: see `_ordered`, `winograd`, `_one_channel`, `_product`, `depthwise` and `_grouped`, and
+    for a GPU `_one_channel`, `_of_squares` and `_in_view`.
 
     Args:
         x: [N,H,W,C].
@@ -53,16 +55,27 @@ def convolution(
         x, padding = jnp.pad(x, ((0, 0), around, around, (0, 0)), mode="wrap"), "valid"
     pads = tuple(_pads(padding, length, side, stride, dilation) for length in x.shape[1:3])
     places = Places(stride, dilation, groups, pads)
-    if on_cpu() and x.shape[-1] == 1 and x.dtype == jnp.float32 and dilation == 1:
-        return _one_channel(places, x, kernel, jnp.zeros(kernel.shape[-1]) if bias is None else bias)
-    if not on_cpu():
-        arranged = _native
-    elif groups == 1:
-        arranged = _product if side == 1 else winograd if suits_winograd(places, x, kernel) else _ordered
-    else:
-        arranged = depthwise if groups == x.shape[-1] == kernel.shape[-1] else _grouped
-    y = arranged(places, x, kernel)
+    if x.shape[-1] == 1 and dilation == 1 and (on_gpu() or (on_cpu() and x.dtype == jnp.float32)):
+        return _one_channel(places, x, kernel, jnp.zeros(kernel.shape[-1], x.dtype) if bias is None else bias)
+    y = _arrangement(places, x, kernel)(places, x, kernel)
     return y if bias is None else _add_bias(y, bias)
+
+
+def _arrangement(
+    places: Places, x: jax.Array, kernel: jax.Array
+) -> Callable[[Places, jax.Array, jax.Array], jax.Array]:
+    """The function for convolutions such as this one, where it runs."""
+    side, channels = kernel.shape[0], x.shape[-1]
+    if on_cpu():
+        if places.groups > 1:
+            return depthwise if places.groups == channels == kernel.shape[-1] else _grouped
+        return _product if side == 1 else winograd if suits_winograd(places, x, kernel) else _ordered
+    if on_gpu():
+        if places.groups > 1:
+            return _in_view
+        if channels <= 4 and places.stride > 1 and places.dilation == 1:
+            return _of_squares
+    return _native
 
 
 def _pads(padding: str, length: int, side: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -88,6 +101,48 @@ def _native(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
         x, kernel, (places.stride,) * 2, places.pads, rhs_dilation=(places.dilation,) * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=places.groups,
     )  # fmt: skip
+
+
+def _of_squares(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution with a stride, of images with few channels: squares of `stride` × `stride` pixels become one each.
+
+    They have all the channels of theirs, as those of the kernel have, with zeros where it ends within a square. The
+    matrix units of a GPU are made for 8 channels and more.
+    """
+    stride, side, channels = places.stride, len(kernel), x.shape[-1]
+    across = -(-side // stride)  # squares
+    pads = []
+    for (before, after), length in zip(places.pads, x.shape[1:3], strict=True):
+        squares = (before + length + after - side) // stride + across
+        pads.append((before, squares * stride - length - before, 0))
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+    n, height, width, _ = x.shape
+    x = x.reshape(n, height // stride, stride, width // stride, stride, channels).swapaxes(2, 3)
+    more = (0, across * stride - side)
+    kernel = jnp.pad(kernel, (more, more, (0, 0), (0, 0)))
+    kernel = kernel.reshape(across, stride, across, stride, channels, -1).swapaxes(1, 2)
+    return _native(
+        Places(1, 1, 1, ((0, 0), (0, 0))),
+        x.reshape(n, height // stride, width // stride, -1),
+        kernel.reshape(across, across, stride**2 * channels, -1),
+    )
+
+
+def _in_view(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution in groups, with more places than the kernel has numbers along a side.
+
+    Of fewer, XLA's GPU back end takes the gradient of the kernel for a forward pass, with a kernel of their number,
+    which in groups is ten times slower.
+    """
+    side = len(kernel)
+    reach = places.dilation * (side - 1) + 1
+    shape = [
+        (sum(pads) + length - reach) // places.stride + 1
+        for pads, length in zip(places.pads, x.shape[1:3], strict=True)
+    ]
+    more = [max(0, side + 1 - there) * places.stride for there in shape]
+    pads = tuple((before, after + beyond) for (before, after), beyond in zip(places.pads, more, strict=True))
+    return _native(places._replace(pads=pads), x, kernel)[:, : shape[0], : shape[1]]
 
 
 def _product(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -157,9 +212,10 @@ def _one_channel(places: Places, x: jax.Array, kernel: jax.Array, bias: jax.Arra
     that are even it is made of four, for every second row and column: so XLA, behind a pooling of 2×2, never spreads
     the gradient out over the larger image.
     """
-    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
-    parts = zip(seen(places, kernel.shape[0], x), weights, strict=True)
-    return sum(view * weight for view, weight in parts) + bias.reshape(1, 1, 1, -1)
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1]).astype(exact)
+    parts = zip(seen(places, kernel.shape[0], x.astype(exact)), weights, strict=True)
+    return (sum(view * weight for view, weight in parts) + bias.astype(exact).reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
 @partial(_one_channel.defjvp, symbolic_zeros=True)

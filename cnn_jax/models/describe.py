@@ -71,7 +71,7 @@ def describe(
         return out
 
     # On a CPU too, layers in their plain forms have the same shapes and are sooner traced.
-    with nn.intercept_methods(record), traced_for("gpu"):
+    with nn.intercept_methods(record), traced_for("tpu"):
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
     params = flatten_dict(variables.get("params", {}))

@@ -14,13 +14,24 @@ from cnn_jax.models.convolution import convolution
 from cnn_jax.models.platform import on_cpu
 from cnn_jax.models.xla import kept
 
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x·Φ(x), where Φ is the distribution of the normal law (Hendrycks & Gimpel 2016), as PyTorch computes it.
+
+    Linen's is made of `erfc`, which takes XLA half as long again as `erf` (on a CPU 12.4 ms for 7.6). It is more exact
+    only below -3, where the value is nearly 0.
+    """
+    exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (exact * 0.5 * (1 + jax.lax.erf(exact * math.sqrt(0.5)))).astype(x.dtype)
+
+
 # What networks take as the option `activation`.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "relu6": nn.relu6,
     "leaky_relu": nn.leaky_relu,
     "elu": nn.elu,
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "silu": nn.silu,
     "sigmoid": nn.sigmoid,
     "tanh": nn.tanh,

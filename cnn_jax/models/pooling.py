@@ -18,6 +18,8 @@ import numpy as np
 
 from cnn_jax.errors import InputError
 from cnn_jax.models.layers import max_pool
+from cnn_jax.models.places import spread, views
+from cnn_jax.models.xla import linear
 
 PADDINGS = ("torch", "circular")
 
@@ -41,7 +43,9 @@ def maximum(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: ja
     Raises:
         InputError: `x` has a side of 1, and windows one of 2.
     """
-    return max_pool(x) if window == 2 else _maxima(x, window, 2, padding)
+    if window == 2:
+        return max_pool(x)
+    return _max_of_nine(x) if window == 3 and padding == "torch" else _maxima(x, window, 2, padding)
 
 
 def average(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: jax.Array | None = None) -> jax.Array:
@@ -129,6 +133,62 @@ def _grids(x: jax.Array) -> jax.Array:
     """[N,2h,2w,C] as [N,h,2,w,2,C]: the gradient of a sum over this view needs no scatter."""
     n, height, width, channels = x.shape
     return x.reshape(n, height // 2, 2, width // 2, 2, channels)
+
+
+@jax.custom_jvp
+def _max_of_nine(x: jax.Array) -> jax.Array:
+    """Over windows of 3×3 around every second pixel.
+
+    The gradient is the choice read backwards: each pixel asks the windows that see it, one, two or four by its row and
+    column. For 8 images of 112×112×64 both ways take 10 ms on a CPU, by `_maxima` 36, and by Linen, whose gradient is
+    XLA's select-and-scatter, 116.
+    """
+    return _largest(x)[0]
+
+
+@_max_of_nine.defjvp
+def _max_of_nine_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    y, place = _largest(x)
+    (_, height, width, _), (_, h, w, _) = x.shape, y.shape
+
+    def chosen(dx):
+        return sum(jnp.where(place == i, view, 0) for i, view in enumerate(_nine(dx, 0)))
+
+    def back(dy):
+        beyond = ((0, 0), (0, 1), (0, 1), (0, 0))
+        places, dy = jnp.pad(place, beyond, constant_values=9), jnp.pad(dy, beyond)
+        # Of even and of odd rows, and columns: (how far on the window is, where in it they are).
+        along = (((0, 1),), ((0, 2), (1, 0)))
+
+        def pixels(rows, columns):
+            return sum(
+                jnp.where(places[:, i : i + h, j : j + w] == 3 * row + column, dy[:, i : i + h, j : j + w], 0)
+                for i, row in rows
+                for j, column in columns
+            )
+
+        return spread([[pixels(rows, columns) for columns in along] for rows in along])[:, :height, :width]
+
+    return y, linear(chosen, back, dx)
+
+
+def _largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The maxima [N,h,w,C], and their places u8 in the windows, in reading order; of equals the first."""
+    largest, *others = _nine(x, -jnp.inf)
+    place = jnp.zeros(largest.shape, jnp.uint8)
+    for i, other in enumerate(others, start=1):
+        stays = (largest >= other) | jnp.isnan(largest)
+        largest, place = jnp.where(stays, largest, other), jnp.where(stays, place, jnp.uint8(i))
+    return largest, place
+
+
+def _nine(x: jax.Array, beyond: float) -> list[jax.Array]:
+    """What each place of a window of 3×3 sees, laid around every second pixel: nine views [N,h,w,C]."""
+    shape = tuple(-(-side // 2) for side in x.shape[1:3])
+    around = [(1, 2 * places - side, 0) for places, side in zip(shape, x.shape[1:3], strict=True)]
+    x = jax.lax.pad(x, jnp.array(beyond, x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+    return views(x, 3, (0, 0), 2, shape)
 
 
 def _maxima(x: jax.Array, window: int, stride: int, padding: str) -> jax.Array:

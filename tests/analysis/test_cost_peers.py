@@ -59,7 +59,7 @@ def test_networks(name, side, options):
     grouped = [layer for layer in peer.modules() if getattr(layer, "groups", 1) > 1]
     model = models.create(name, num_classes=11, **options)
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    with models.traced_for("gpu"):
+    with models.traced_for("tpu"):
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
         params = variables.pop("params")
         found = cost.count(

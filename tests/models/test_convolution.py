@@ -1,4 +1,4 @@
-"""On a CPU convolutions are arranged in ways of their own: values and derivatives are those of XLA."""
+"""Convolutions are arranged in ways of their own: values and derivatives are those of XLA."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from networks import compiled
 
 from cnn_jax.errors import InputError
-from cnn_jax.models import winograd
+from cnn_jax.models import traced_for, winograd
 from cnn_jax.models.convolution import convolution
 
 # (channels, features, groups): one channel, where it is a sum over the kernel's places; no groups, once as if the
@@ -71,8 +71,11 @@ def _few_channels(request, monkeypatch):
         monkeypatch.setattr("cnn_jax.models.convolution.LARGE", 1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_convolution_is_xlas(key, kind):
+@pytest.mark.parametrize(
+    ("platform", "kind"),
+    [("cpu", kind) for kind in KINDS] + [("gpu", kind) for kind in ("one_channel", "plain", "depthwise", "grouped")],
+)
+def test_convolution_is_xlas(key, platform, kind):
     def by(conv, primals):
         every = []
         for (_, _, stride, dilation, padding), three in zip(GEOMETRIES[kind], primals, strict=True):
@@ -82,7 +85,9 @@ def test_convolution_is_xlas(key, kind):
         return every
 
     primals = [arrays(key, size, side, kind) for size, side, *_ in GEOMETRIES[kind]]
-    found, expected = (compiled(partial(by, conv), primals) for conv in (convolution, xlas))
+    with traced_for(platform):
+        found = compiled(partial(by, convolution), primals)
+    expected = compiled(partial(by, xlas), primals)
     for geometry, ours, xla in zip(GEOMETRIES[kind], found, expected, strict=True):
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4, err_msg=str(geometry)), ours, xla)
 
@@ -164,6 +169,19 @@ def test_products_are_saved_where_there_are_many_channels():
         assert "conv_general_dilated" in str(jax.make_jaxpr(partial(convolution, bias=None, **other))(x, kernel))
     for few in ((x[:1], kernel), (x[..., :127], kernel[:, :, :127]), (x, kernel[..., :127])):
         assert "conv_general_dilated" in str(jax.make_jaxpr(partial(convolution, bias=None))(*few))
+
+
+def test_a_gpu_sees_squares_of_pixels_where_there_are_few_channels():
+    def kernels(channels, stride):
+        x, kernel = jnp.ones((1, 16, 16, channels)), jnp.ones((7, 7, channels, 8))
+        with traced_for("gpu"):
+            program = jax.make_jaxpr(partial(convolution, bias=None, stride=stride))(x, kernel)
+        return [eqn.invars[1].aval.shape for eqn in program.eqns if eqn.primitive.name == "conv_general_dilated"]
+
+    assert kernels(3, 2) == [(4, 4, 12, 8)]
+    assert kernels(3, 4) == [(2, 2, 48, 8)]
+    assert kernels(3, 1) == [(7, 7, 3, 8)]
+    assert kernels(8, 2) == [(7, 7, 8, 8)]
 
 
 def test_an_unknown_padding():
