@@ -138,7 +138,7 @@ def fit(
                 return step(state, batch, key)
 
             if len(jax.tree.leaves(feed)[0]) > 1:
-                return jax.lax.scan(one, state, feed)
+                return repeated(one, state, feed)
             # One step without a loop: on a CPU convolutions are many times slower inside one.
             state, stats = one(state, jax.tree.map(lambda x: x[0], feed))
             return state, jax.tree.map(lambda x: x[None], stats)
@@ -155,7 +155,7 @@ def fit(
     summary, evidence = {}, []
 
     with _signals() as caught:
-        clock.start()
+        clock.start(), window.start()
         stops = sorted(stop for stop in epoch_ends if start < stop <= steps)
         for first, last, feed in _feeds(train, Order(size, batch_size, seed), over, start, stops, steps_per_dispatch):
             state, stats = run(state, data, feed, step_key)
@@ -176,12 +176,22 @@ def fit(
                 if checkpoints:
                     checkpoints.wait()
                 raise Interrupted(caught[0], last, checkpoints is not None)
-            clock.start()
+            clock.start(), window.start()
         if checkpoints:
             checkpoints.wait()
     if evaluator and not evidence:  # a finished run, resumed
         summary, evidence = evaluator(over.one(state).variables)
     return Fit(jax.device_put(jax.device_get(over.one(state))), summary, evidence, clock.seconds, rate)
+
+
+def repeated(step: Callable[[Any, Any], tuple[Any, Any]], state: TrainState, feed: Any) -> tuple[TrainState, Any]:
+    """The state after `step(state, part)` for each part of `feed`, and what the steps return, stacked: as one program.
+
+    Of a small network a GPU computes a step faster than its many parts are started from a loop, each by itself. With
+    eight steps in a turn SimpleCNN's, of 128 images, takes 0.18 ms on an H200, for 0.23; compiling takes twice as long.
+    """
+    small = sum(x.size for x in jax.tree.leaves(state.params)) < 2**20
+    return jax.lax.scan(step, state, feed, unroll=8 if small and jax.default_backend() != "cpu" else 1)
 
 
 def check(
@@ -325,6 +335,9 @@ class _Window:
         self._log, self._every, self._batch_size, self._size = log, every, batch_size, size
         self._waiting: list[tuple[int, int, Any]] = []
         self._rates: list[float] = []
+
+    def start(self) -> None:
+        """From now on the devices train."""
         self._since = time.perf_counter()
 
     def add(self, first: int, last: int, stats: dict) -> None:

@@ -15,6 +15,7 @@ def work(*, model: str, batch_size: int, side: int, precision: str, images: int,
     import optax
 
     from cnn_jax import models, tasks, training
+    from cnn_jax.training.loop import repeated
 
     of = WORK[model]
     stem = {"stem": "large"} if model.startswith("resnet") else {}
@@ -33,7 +34,7 @@ def work(*, model: str, batch_size: int, side: int, precision: str, images: int,
         def one(state, rows):
             return step(state, {name: values[rows] for name, values in data.items()}, key)
 
-        return jax.lax.scan(one, state, rows) if loop else one(state, rows)
+        return repeated(one, state, rows) if loop else one(state, rows)
 
     def seconds(steps: int) -> float:
         nonlocal state, done

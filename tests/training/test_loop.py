@@ -66,6 +66,19 @@ def test_learns_and_reports(whole):
     assert train[-1][1]["loss"] < train[0][1]["loss"]
 
 
+def test_images_a_second_are_those_of_training_alone(monkeypatch):
+    seconds = iter(range(10**6))
+    hours = [0]
+    monkeypatch.setattr("cnn_jax.training.loop.time.perf_counter", lambda: next(seconds) + 3600 * hours[0])
+
+    def evaluated(kind, step, values):
+        hours[0] += kind == "test"
+
+    trained = fit(log=evaluated, steps_per_dispatch=5)
+    assert trained.images_per_second > BATCH * 5 / 60
+    assert trained.seconds < 60
+
+
 def test_same_seed_same_numbers(whole):
     assert_same(whole[0], fit())
     other = fit(seed=1).state.params["logits"]["kernel"]
