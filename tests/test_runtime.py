@@ -1,6 +1,7 @@
 """What `configure` sets is the process's own, so that most of these tests start one."""
 
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -33,6 +34,25 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
     assert done.stdout == f"{folder} 3\n", done.stderr
     assert mode(folder) == 0o700
     assert list(folder.iterdir()) != []  # even what compiles at once is kept
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_memory_that_is_freed_stays():
+    code = """
+import resource
+from cnn_jax import runtime
+runtime.configure(platform="cpu")
+import jax, jax.numpy as jnp
+large = jax.jit(lambda x: jnp.sort(jnp.sin(x[:, None] + x), axis=0).sum())  # holds 64 MiB and more
+x = jnp.arange(4200.0)
+for _ in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    large(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = start(code, CNN_JAX_CACHE="")
+    pages = 4200 * 4200 * 4 / os.sysconf("SC_PAGE_SIZE")
+    assert int(done.stdout) < pages / 4, done.stderr
 
 
 def test_the_cache_folder(tmp_path, monkeypatch):
