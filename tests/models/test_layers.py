@@ -1,5 +1,6 @@
-"""On a CPU convolutions and batch norm are arranged in ways of their own: the values are those of XLA and Linen."""
+"""Convolutions and batch norm are arranged in ways of their own: the values are those of XLA and Linen."""
 
+import math
 from functools import partial
 from itertools import product
 
@@ -121,6 +122,18 @@ def test_activations_at_the_end_of_a_block(key, name):
 
     found, expected = (jax.jit(partial(derivatives, f))(x) for f in (partial(activated, activation), activation))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), found, expected)
+
+
+def test_gelu_is_its_formula():
+    gelu = ACTIVATIONS["gelu"]
+    x = np.linspace(-6, 6, 49, dtype=np.float32)
+    law = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x.tolist()])
+    density = np.exp(-np.square(x, dtype=float) / 2) / math.sqrt(2 * math.pi)
+    np.testing.assert_allclose(gelu(x), x * law, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), law + x * density, atol=1e-6)
+    low = gelu(jnp.asarray(x, jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(np.float32), x * law, atol=0.02)
 
 
 def test_what_is_kept_is_an_array_of_its_own():
