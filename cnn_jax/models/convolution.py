@@ -61,10 +61,8 @@ def convolution(
     return y if bias is None else _add_bias(y, bias)
 
 
-def _arrangement(
-    places: Places, x: jax.Array, kernel: jax.Array
-) -> Callable[[Places, jax.Array, jax.Array], jax.Array]:
-    """The function for convolutions such as this one, where it runs."""
+def _arrangement(places: Places, x: jax.Array, kernel: jax.Array) -> Callable[..., jax.Array]:
+    """The function of these three for convolutions such as theirs, where they run."""
     side, channels = kernel.shape[0], x.shape[-1]
     if on_cpu():
         if places.groups > 1:
@@ -136,10 +134,8 @@ def _in_view(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     side = len(kernel)
     reach = places.dilation * (side - 1) + 1
-    shape = [
-        (sum(pads) + length - reach) // places.stride + 1
-        for pads, length in zip(places.pads, x.shape[1:3], strict=True)
-    ]
+    room = [sum(pads) + length - reach for pads, length in zip(places.pads, x.shape[1:3], strict=True)]
+    shape = [pixels // places.stride + 1 for pixels in room]
     more = [max(0, side + 1 - there) * places.stride for there in shape]
     pads = tuple((before, after + beyond) for (before, after), beyond in zip(places.pads, more, strict=True))
     return _native(places._replace(pads=pads), x, kernel)[:, : shape[0], : shape[1]]
