@@ -18,7 +18,8 @@ def configure(*, platform: str | None = None) -> None:
       `$CNN_JAX_CACHE` keeps none. JAX's own `$JAX_COMPILATION_CACHE_DIR` comes first.
     - On a CPU, memory that is freed stays with the process. XLA takes and gives back up to gigabytes each step, and the
       page faults of that cost as much as the arithmetic (SimpleCNN, batch 128: 44 ms a step without, 28 with;
-      MobileNetV2, 8 images: 345 ms as long as what is larger than 64 MiB went back, 250 since).
+      MobileNetV2, 8 images: 345 ms as long as what is larger than 64 MiB went back, 250 since). For this all threads
+      share one arena of malloc's, which makes the compiler a quarter slower; `$MALLOC_ARENA_MAX` comes first.
     - Before it ends, Python does not look through its objects once more: JAX's are so many that it takes 0.3 s.
     - On a CPU, convolutions are left to XLA's own kernels: in jaxlib 0.10 those of YNNPACK, its default, are half as
       fast (31 ms a step with, 18 without).
@@ -62,5 +63,6 @@ def _tune_cpu() -> None:
         return
     trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX
     mallopt(mmap_max, 0)
-    mallopt(arena_max, 1)  # those of other threads are of 64 MiB, and what is larger would go back all the same
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(arena_max, 1)  # those of other threads are of 64 MiB, and what is larger would go back all the same
     mallopt(trim_threshold, -1)

@@ -50,7 +50,7 @@ for _ in range(8):
     large(x).block_until_ready()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    done = start(code, CNN_JAX_CACHE="")
+    done = start(code, CNN_JAX_CACHE="", MALLOC_ARENA_MAX=None)
     pages = 4200 * 4200 * 4 / os.sysconf("SC_PAGE_SIZE")
     assert int(done.stdout) < pages / 4, done.stderr
 
