@@ -115,7 +115,6 @@ def test_a_platform_that_is_not_there_is_one_sentence():
     code = """
 from cnn_jax import runtime
 from cnn_jax.errors import InputError
-from cnn_jax.files import cache_folder
 for platform in ("cpu", "gpu"):
     try:
         runtime.configure(platform=platform)

@@ -62,7 +62,7 @@ def convolution(
 
 
 def _arrangement(places: Places, x: jax.Array, kernel: jax.Array) -> Callable[..., jax.Array]:
-    """The function of these three for convolutions such as theirs, where they run."""
+    """The function of the same three arguments that is fast for such a convolution on this platform."""
     side, channels = kernel.shape[0], x.shape[-1]
     if on_cpu():
         if places.groups > 1:
