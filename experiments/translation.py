@@ -33,6 +33,7 @@ WAYS = {
     "adaptive, averaged": {"pooling": "aps", "head": "average"},
 }
 STAGES = ("conv1", "conv2", "logits")
+LEARNING_RATE = 3e-3  # averaged heads learn slowly: 58 % after 400 steps at 0.001
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Config:
 
     dataset: str = "mnist_10k"  # a small set of images
     seeds: int = 3
-    steps: int = 400  # of each training
+    steps: int = 1200  # of each training
     images: int = 200  # of the test split
     reach: int = 8  # of the heat maps, in pixels
     platform: Literal["cpu", "gpu", "tpu"] | None = None  # insist on it
@@ -74,7 +75,7 @@ def main(config: Config) -> None:
     errors = {way: {(padding, stage): [] for padding in ("circular", "zeros") for stage in STAGES} for way in ways}
     for way, options in ways.items():
         model = models.create("simple_cnn", num_classes=dataset.num_classes, **options)
-        learn, score, drawn = lab.learner(model), lab.scorer(model), []
+        learn, score, drawn = lab.learner(model, learning_rate=LEARNING_RATE), lab.scorer(model), []
         for seed in lab.seeds:
             variables = learn(seed)
             seen = translation.heat_map(model, variables, images, labels, reach=reach, fill=fill)

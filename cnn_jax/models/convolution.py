@@ -9,7 +9,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from cnn_jax.errors import unknown
 from cnn_jax.models.depthwise import depthwise
-from cnn_jax.models.places import Places, matrix, padded, seen, spread, views
+from cnn_jax.models.places import Places, exact, matrix, padded, seen, spread, views
 from cnn_jax.models.platform import on_cpu, on_gpu
 from cnn_jax.models.winograd import suits_winograd, winograd
 from cnn_jax.models.xla import kept, linear
@@ -208,10 +208,9 @@ def _one_channel(places: Places, x: jax.Array, kernel: jax.Array, bias: jax.Arra
     that are even it is made of four, for every second row and column: so XLA, behind a pooling of 2×2, never spreads
     the gradient out over the larger image.
     """
-    exact = jnp.promote_types(x.dtype, jnp.float32)
-    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1]).astype(exact)
-    parts = zip(seen(places, kernel.shape[0], x.astype(exact)), weights, strict=True)
-    return (sum(view * weight for view, weight in parts) + bias.astype(exact).reshape(1, 1, 1, -1)).astype(x.dtype)
+    weights = exact(kernel).reshape(-1, 1, 1, 1, kernel.shape[-1])
+    parts = zip(seen(places, kernel.shape[0], exact(x)), weights, strict=True)
+    return (sum(view * weight for view, weight in parts) + exact(bias).reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
 @partial(_one_channel.defjvp, symbolic_zeros=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from cnn_jax.models.places import Places, padded, seen, spread
+from cnn_jax.models.places import Places, exact, padded, seen, spread
 from cnn_jax.models.xla import alone, linear
 
 
@@ -40,9 +40,8 @@ def _depthwise_jvp(places: Places, primals: tuple, tangents: tuple) -> tuple:
 
 def _sum_over_places(places: Places, x: jax.Array, kernels: jax.Array) -> jax.Array:
     """[N,h,w,C] of [N,H,W,C] and kernels [1 or N, side², C]."""
-    side, exact = math.isqrt(kernels.shape[1]), _exact(x)
-    views = seen(places, side, x)
-    products = (view.astype(exact) * kernels[:, i, None, None].astype(exact) for i, view in enumerate(views))
+    views = seen(places, math.isqrt(kernels.shape[1]), x)
+    products = (exact(view) * exact(kernels[:, i, None, None]) for i, view in enumerate(views))
     return sum(products).astype(x.dtype)
 
 
@@ -51,16 +50,15 @@ def _of_kernel(places: Places, side: int, x: jax.Array, dy: jax.Array) -> jax.Ar
 
     One pass over the image sums the products of all places: as a sum for each place it takes 3 to 6 times as long.
     """
-    exact = _exact(x)
-    products = [view.astype(exact) * dy.astype(exact) for view in seen(places, side, x)]
-    zeros = [jnp.zeros((), exact)] * len(products)
+    products = [exact(view) * exact(dy) for view in seen(places, side, x)]
+    zeros = [jnp.zeros((), products[0].dtype)] * len(products)
     columns = jax.lax.reduce(products, zeros, lambda sums, more: [a + b for a, b in zip(sums, more, strict=True)], (1,))
     return jnp.stack(columns, axis=1).sum(2).astype(x.dtype)
 
 
 def _of_image(places: Places, size: tuple[int, int], kernel: jax.Array, dy: jax.Array) -> jax.Array:
     """The gradient [N,H,W,C] of the image: for each of its `stride` × `stride` phases a sum over the places."""
-    stride, exact = places.stride, _exact(dy)
+    stride = places.stride
 
     def phases(axis):
         """For each phase the rows (or columns) of the kernel that see it, and how far ahead in `dy` they are."""
@@ -84,16 +82,11 @@ def _of_image(places: Places, size: tuple[int, int], kernel: jax.Array, dy: jax.
     top, left = around[0][0], around[1][0]
 
     def part(row, column):
-        total = jnp.zeros((len(dy), height, width, dy.shape[-1]), exact)
+        total = exact(jnp.zeros((len(dy), height, width, dy.shape[-1]), dy.dtype))
         for i, down in row:
             for j, right in column:
                 view = padded[:, top + down : top + down + height, left + right : left + right + width]
-                total = total + view.astype(exact) * kernel[None, None, None, i, j, 0].astype(exact)
+                total = total + exact(view) * exact(kernel[None, None, None, i, j, 0])
         return total.astype(dy.dtype)
 
     return spread([[part(row, column) for column in columns] for row in rows])[:, : size[0], : size[1]]
-
-
-def _exact(x: jax.Array) -> jnp.dtype:
-    """What sums are made in."""
-    return jnp.promote_types(x.dtype, jnp.float32)

@@ -20,6 +20,11 @@ def matrix(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
+def exact(x: jax.Array) -> jax.Array:
+    """`x` as sums over places are made of it: float32 for all that is smaller."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def padded(places: Places, x: jax.Array) -> jax.Array:
     """Images with the zeros around them."""
     return jnp.pad(x, ((0, 0), *places.pads, (0, 0)))

@@ -11,6 +11,7 @@ keeps the size, its norm and its activation, and behind maxima around every pixe
 
 from collections.abc import Callable
 from functools import reduce
+from operator import mul
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ import numpy as np
 
 from cnn_jax.errors import InputError
 from cnn_jax.models.layers import max_pool
-from cnn_jax.models.places import spread, views
-from cnn_jax.models.xla import linear
+from cnn_jax.models.places import exact, spread, views
+from cnn_jax.models.xla import kept, linear
 
 PADDINGS = ("torch", "circular")
 
@@ -63,7 +64,7 @@ def blur(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: jax.A
 
     Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again": MaxBlurPool, with the filter Tri-3.
     """
-    x = _maxima(_cut(x, window), window, 1, padding)
+    x = kept(_maxima(_cut(x, window), window, 1, padding))
     return _summed(x, {-1: 0.25, 0: 0.5, 1: 0.25}, padding, mirror=True)
 
 
@@ -77,17 +78,13 @@ def adaptive_polyphase(
 
     Source: Chaman & Dokmanić 2021, "Truly Shift-Invariant Convolutional Neural Networks", with the norm of p = 2.
     """
-    x = _maxima(_cut(x, window), window, 1, padding)
+    x = kept(_maxima(_cut(x, window), window, 1, padding))
     choice = x if choice is None else _maxima(_cut(choice, window), window, 1, padding)
     squares = jnp.square(jax.lax.stop_gradient(choice).astype(jnp.float32))
-    best = _grids(_even(squares, padding)).sum((1, 3, 5)).reshape(-1, 4).argmax(1)
-
-    def keeping(side, first):  # one 1 in each row
-        places = np.arange(0, side, 2)[None] + first[:, None]
-        places = places % side if padding == "circular" else jnp.minimum(places, side - 1)
-        return jax.nn.one_hot(places, side, dtype=x.dtype)
-
-    return _product(x, keeping(x.shape[1], best // 2), keeping(x.shape[2], best % 2))
+    best = _grids(_even(squares, padding)).sum((1, 3, 5)).reshape(-1, 4).argmax(1).reshape(-1, 1, 1, 1, 1)
+    grids = _grids(_even(x, padding))
+    rows = jnp.where(best // 2 == 1, grids[:, :, 1], grids[:, :, 0])
+    return jnp.where(best[:, 0] % 2 == 1, rows[:, :, :, 1], rows[:, :, :, 0])
 
 
 POOLINGS: dict[str, Callable[..., jax.Array]] = {
@@ -106,11 +103,12 @@ def adaptive_average(x: jax.Array, *, size: tuple[int, int]) -> jax.Array:
         for row in range(count):
             part = slice(row * side // count, -(-(row + 1) * side // count))
             matrix[row, part] = 1 / (part.stop - part.start)
-        return jnp.asarray(matrix, x.dtype)[None]
+        return jnp.asarray(matrix, x.dtype)
 
     if x.shape[1:3] == size:
         return x
-    return _product(x, *(parts(side, count) for side, count in zip(x.shape[1:3], size, strict=True)))
+    rows, columns = (parts(side, count) for side, count in zip(x.shape[1:3], size, strict=True))
+    return jnp.einsum("nhwc,ih,jw->nijc", x, rows, columns, precision=jax.lax.Precision.HIGHEST)
 
 
 def _cut(x: jax.Array, window: int) -> jax.Array:
@@ -230,42 +228,28 @@ def _views(x: jax.Array, axis: int, window: int, stride: int, padding: str) -> l
 
 
 def _summed(x: jax.Array, weights: dict[int, float], padding: str, *, mirror: bool) -> jax.Array:
-    """Sums around every second pixel both ways, with weights by the offset.
+    """Sums around every second pixel both ways, with weights by the offset: -1, 0 or 1.
 
     Beyond the border lies the opposite side where the image is a circle; otherwise its mirror image, or its last pixel.
+    One way is done before the other begins: XLA on a CPU would join them, and compute many sums many times over.
     """
-
-    def inside(place, side):
-        if padding == "circular":
-            return place % side
-        if mirror:
-            place = -place if place < 0 else min(place, 2 * (side - 1) - place)
-        return min(max(place, 0), side - 1)
-
-    def matrix(side):
-        sums = np.zeros((-(-side // 2), side))
-        for row in range(len(sums)):
-            for offset, weight in weights.items():
-                sums[row, inside(2 * row + offset, side)] += weight
-        return jnp.asarray(sums, x.dtype)[None]
-
-    return _product(x, *(matrix(side) for side in x.shape[1:3]))
+    for axis in (1, 2):
+        lines = [exact(_every_second(x, axis, offset, padding, mirror)) for offset in weights]
+        x = kept(sum(map(mul, weights.values(), lines)).astype(x.dtype))
+    return x
 
 
-def _product(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Sums along both sides of images [N,H,W,C], with weights [N or 1,h,H] and [N or 1,w,W]: [N,h,w,C].
-
-    Products of matrices, for XLA on a CPU joins sums of slices with the maxima before them into one loop, which then
-    computes these, and for the gradient what follows, many times over: 31 ms for 7.
-    """
-    n, height, width, channels = x.shape
-    h, w = rows.shape[1], columns.shape[1]
-
-    def multiply(weights, matrices):
-        weights = jnp.broadcast_to(weights, (len(matrices), *weights.shape[1:]))
-        return jnp.matmul(weights, matrices, precision=jax.lax.Precision.HIGHEST)
-
-    x = multiply(rows, x.reshape(n, height, width * channels)).reshape(n * h, width, channels)
-    if len(columns) > 1:
-        columns = jnp.repeat(columns, h, axis=0)
-    return multiply(columns, x).reshape(n, h, w, channels)
+def _every_second(x: jax.Array, axis: int, offset: int, padding: str, mirror: bool) -> jax.Array:
+    """What lies by the offset from every second line along an axis."""
+    side = x.shape[axis]
+    end = -(-side // 2) * 2 - 1 + offset
+    if padding == "circular":
+        beyond = (side - 1, 0)
+    else:
+        beyond = (min(1, side - 1), max(side - 2, 0)) if mirror else (0, side - 1)
+    parts = [(offset % 2, max(min(end, side), offset % 2), 2)]
+    if offset < 0:
+        parts.insert(0, (beyond[0], beyond[0] + 1, 1))
+    if end > side:
+        parts.append((beyond[1], beyond[1] + 1, 1))
+    return jnp.concatenate([jax.lax.slice_in_dim(x, *part, axis) for part in parts], axis)
