@@ -5,8 +5,8 @@
     curve = respond(model, variables, images, labels, rotate, jnp.arange(-90.0, 91, 15))
 
 Images are f32[N,H,W,C] as the model takes them. Where they are shifted, they roll around (`fill=None`), or what comes
-in is `fill`, a number or f32[C], such as the value of an empty ground after preprocessing. All shifts, angles and
-factors of a batch of images are one compiled loop, whose memory does not grow with their number.
+in is `fill`, a number or f32[C], such as the value of an empty ground after preprocessing. A batch of images takes all
+shifts, angles or factors one after the other, so that memory does not grow with their number.
 """
 
 from collections.abc import Callable, Sequence
@@ -211,6 +211,9 @@ def respond(
 ) -> Responses:
     """A classifier's answers to transformed images, for every amount of the transformation.
 
+    Two compiled programs are called in turns. In one, XLA's CPU back end would move an image anew for each place of a
+    kernel that sees it.
+
     Args:
         model: gives logits f32[N,K].
         labels: i32[N].
@@ -232,17 +235,15 @@ def respond(
         raise InputError(f"labels from {labels.min()} to {labels.max()}: the network has classes 0 to {classes - 1}")
 
     @jax.jit
-    def step(variables, batch, labels):
-        def under(amount):
-            logits = model.apply(variables, transform(batch, amount))
-            return logits.argmax(1), jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], 1)[:, 0]
+    def answer(variables, batch, labels):
+        logits = model.apply(variables, batch)
+        return logits.argmax(1), jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], 1)[:, 0]
 
-        return jax.lax.map(under, amounts)
-
-    found = []
+    move, found = jax.jit(transform), []
     for rows, batch, mask in batches(images, batch_size=batch_size):
-        padded = np.pad(labels[rows], (0, len(batch) - mask.sum()))
-        found.append([np.asarray(part)[:, mask] for part in step(variables, batch, padded)])
+        batch, known = jax.device_put((batch, np.pad(labels[rows], (0, len(batch) - mask.sum()))))
+        answers = [answer(variables, move(batch, amount), known) for amount in amounts]
+        found.append([np.stack(part)[:, mask] for part in zip(*answers, strict=True)])
     said, probability = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     return Responses(said, said == labels[None], probability)
 
