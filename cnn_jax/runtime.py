@@ -4,6 +4,10 @@ import atexit
 import ctypes
 import gc
 import os
+import threading
+import time
+from functools import cache
+from pathlib import Path
 
 from cnn_jax.errors import InputError, unknown
 from cnn_jax.files import cache_folder
@@ -19,7 +23,9 @@ def configure(*, platform: str | None = None) -> None:
     - On a CPU, memory that is freed stays with the process. XLA takes and gives back up to gigabytes each step, and the
       page faults of that cost as much as the arithmetic (SimpleCNN, batch 128: 44 ms a step without, 28 with;
       MobileNetV2, 8 images: 345 ms as long as what is larger than 64 MiB went back, 250 since). For this all threads
-      share one arena of malloc's, which makes the compiler a quarter slower; `$MALLOC_ARENA_MAX` comes first.
+      share one arena of malloc's, which makes the compiler a quarter slower; `$MALLOC_ARENA_MAX` comes first. Malloc
+      does not always find what was freed, so that a process comes to hold two to four times what a step needs; what
+      is free goes back once it holds half of the machine's memory.
     - Before it ends, Python does not look through its objects once more: JAX's are so many that it takes 0.3 s.
     - On a CPU, YNNPACK multiplies matrices, and convolutions are left to XLA's own kernels: by jaxlib's default it has
       both, and its convolutions take half as long again (48 ms a step for 31; without its products, 3 % more).
@@ -66,3 +72,31 @@ def _tune_cpu() -> None:
     if "MALLOC_ARENA_MAX" not in os.environ:
         mallopt(arena_max, 1)  # those of other threads are of 64 MiB, and what is larger would go back all the same
     mallopt(trim_threshold, -1)
+    _watch(_machine_memory() // 2)
+
+
+@cache
+def _watch(most: int) -> None:
+    """From now on gives free memory back to the system whenever the process holds more than so many bytes."""
+
+    def watch():
+        while True:
+            time.sleep(1)
+            if _held() > most:
+                ctypes.CDLL(None).malloc_trim(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _held() -> int:
+    """Bytes of memory that the process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _machine_memory() -> int:
+    """Bytes, of the machine or of the container."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return machine

@@ -36,25 +36,49 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
     assert list(folder.iterdir()) != []  # even what compiles at once is kept
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+LARGE = """
+import jax, jax.numpy as jnp
+large = jax.jit(lambda x: jnp.sin(x[:, None] + x) @ x)  # holds 67 MiB
+x = jnp.arange(4200.0)
+"""
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+
+
+@glibc
 def test_memory_that_is_freed_stays():
-    code = """
+    code = f"""
 import resource
 from cnn_jax import runtime
 runtime.configure(platform="cpu")
-import jax, jax.numpy as jnp
-large = jax.jit(lambda x: jnp.sort(jnp.sin(x[:, None] + x), axis=0).sum())  # holds 64 MiB and more
-x = jnp.arange(4200.0)
+{LARGE}
 faults = []
-for _ in range(12):
+for _ in range(60):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     large(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults))  # some find no place in what has been freed
+print(sum(faults[-20:]))  # at first some find no place in what has been freed
 """
     done = start(code, CNN_JAX_CACHE="", MALLOC_ARENA_MAX=None)
     pages = 4200 * 4200 * 4 / os.sysconf("SC_PAGE_SIZE")
-    assert int(done.stdout) < pages / 4, done.stderr
+    assert int(done.stdout) < 10 * pages, done.stderr
+
+
+@glibc
+def test_free_memory_goes_back_where_there_is_little():
+    code = f"""
+import time
+from cnn_jax import runtime
+runtime._machine_memory = lambda: 0
+runtime.configure(platform="cpu")
+{LARGE}
+for _ in range(5):
+    large(x).block_until_ready()
+held = runtime._held()
+time.sleep(3)
+print(held - runtime._held())
+"""
+    done = start(code, CNN_JAX_CACHE="", MALLOC_ARENA_MAX=None)
+    assert int(done.stdout) > 60 * 2**20, done.stderr
 
 
 def test_the_cache_folder(tmp_path, monkeypatch):
