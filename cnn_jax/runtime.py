@@ -24,7 +24,7 @@ def configure(*, platform: str | None = None) -> None:
       page faults of that cost as much as the arithmetic (SimpleCNN, batch 128: 44 ms a step without, 28 with;
       MobileNetV2, 8 images: 345 ms as long as what is larger than 64 MiB went back, 250 since). For this all threads
       share one arena of malloc's, which makes the compiler a quarter slower; `$MALLOC_ARENA_MAX` comes first. Malloc
-      does not always find what was freed, so that a process comes to hold two to four times what a step needs; what
+      does not always find what was freed, so that a process comes to hold two to three times what a step needs; what
       is free goes back once it holds half of the machine's memory.
     - Before it ends, Python does not look through its objects once more: JAX's are so many that it takes 0.3 s.
     - On a CPU, YNNPACK multiplies matrices, and convolutions are left to XLA's own kernels: by jaxlib's default it has
