@@ -47,7 +47,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
 @glibc
 def test_memory_that_is_freed_stays():
     code = f"""
-import resource
+import resource, statistics
 from cnn_jax import runtime
 runtime.configure(platform="cpu")
 {LARGE}
@@ -56,11 +56,11 @@ for _ in range(60):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     large(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(sum(faults[-20:]))  # at first some find no place in what has been freed
+print(statistics.median_high(faults[-20:]))  # at first some find no place in what has been freed
 """
     done = start(code, CNN_JAX_CACHE="", MALLOC_ARENA_MAX=None)
     pages = 4200 * 4200 * 4 / os.sysconf("SC_PAGE_SIZE")
-    assert int(done.stdout) < 10 * pages, done.stderr
+    assert int(done.stdout) < pages / 4, done.stderr
 
 
 @glibc

@@ -11,7 +11,6 @@ keeps the size, its norm and its activation, and behind maxima around every pixe
 
 from collections.abc import Callable
 from functools import reduce
-from operator import mul
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ def average(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: ja
 
     Otherwise as `maximum`.
     """
-    return _summed(_cut(x, window), {0: 0.5, 1: 0.5}, padding, mirror=False)
+    return _summed(_cut(x, window), (0.5, 0.5), "circular" if padding == "circular" else "edge")
 
 
 def blur(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: jax.Array | None = None) -> jax.Array:
@@ -65,7 +64,7 @@ def blur(x: jax.Array, *, window: int = 2, padding: str = "torch", choice: jax.A
     Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again": MaxBlurPool, with the filter Tri-3.
     """
     x = kept(_maxima(_cut(x, window), window, 1, padding))
-    return _summed(x, {-1: 0.25, 0: 0.5, 1: 0.25}, padding, mirror=True)
+    return _summed(x, (0.25, 0.5, 0.25), "circular" if padding == "circular" else "mirror")
 
 
 def adaptive_polyphase(
@@ -191,8 +190,9 @@ def _nine(x: jax.Array, beyond: float) -> list[jax.Array]:
 
 def _maxima(x: jax.Array, window: int, stride: int, padding: str) -> jax.Array:
     """Over windows of 1, 2 or 3, at every pixel or every second one."""
+    beyond = "circular" if padding == "circular" else "nothing"
     for axis in (2, 1):  # in this order the first in reading order wins
-        x = reduce(_larger, _views(x, axis, window, stride, padding))
+        x = reduce(_larger, _views(x, axis, window, stride, beyond))
     return x
 
 
@@ -201,9 +201,11 @@ def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
-def _views(x: jax.Array, axis: int, window: int, stride: int, padding: str) -> list[jax.Array]:
+def _views(x: jax.Array, axis: int, window: int, stride: int, beyond: str) -> list[jax.Array]:
     """What each place of a window sees along an axis: a view for each.
 
+    Beyond the border lies "nothing", which no maximum is; the image again, as in a circle ("circular") or a "mirror";
+    or its last line ("edge").
     They are joined of parts of the image: the gradient of slices of a padded image is many times slower on a CPU.
     """
     size = x.shape[axis]
@@ -214,10 +216,11 @@ def _views(x: jax.Array, axis: int, window: int, stride: int, padding: str) -> l
     middle = part(0, size, stride)
     if window == 1:
         return [middle]
-    if padding == "circular":
-        start, end = part(size - 1, size), part(0, 1)
-    else:
+    if beyond == "nothing":
         start = end = jnp.full_like(part(0, 1), -jnp.inf)
+    else:
+        lines = {"circular": (-1, 0), "mirror": (min(1, size - 1), max(size - 2, 0)), "edge": (0, -1)}[beyond]
+        start, end = (part(line % size, line % size + 1) for line in lines)
     after = part(1, size, stride)
     if after.shape[axis] < middle.shape[axis]:
         after = jnp.concatenate([after, end], axis)
@@ -227,29 +230,12 @@ def _views(x: jax.Array, axis: int, window: int, stride: int, padding: str) -> l
     return [jnp.concatenate([start, before], axis), middle, after]
 
 
-def _summed(x: jax.Array, weights: dict[int, float], padding: str, *, mirror: bool) -> jax.Array:
-    """Sums around every second pixel both ways, with weights by the offset: -1, 0 or 1.
+def _summed(x: jax.Array, weights: tuple[float, ...], beyond: str) -> jax.Array:
+    """Sums over windows with a weight for each place, both ways, at every second pixel; `beyond` as for `_views`.
 
-    Beyond the border lies the opposite side where the image is a circle; otherwise its mirror image, or its last pixel.
     One way is done before the other begins: XLA on a CPU would join them, and compute many sums many times over.
     """
     for axis in (1, 2):
-        lines = [exact(_every_second(x, axis, offset, padding, mirror)) for offset in weights]
-        x = kept(sum(map(mul, weights.values(), lines)).astype(x.dtype))
+        parts = zip(weights, _views(x, axis, len(weights), 2, beyond), strict=True)
+        x = kept(sum(weight * exact(view) for weight, view in parts).astype(x.dtype))
     return x
-
-
-def _every_second(x: jax.Array, axis: int, offset: int, padding: str, mirror: bool) -> jax.Array:
-    """What lies by the offset from every second line along an axis."""
-    side = x.shape[axis]
-    end = -(-side // 2) * 2 - 1 + offset
-    if padding == "circular":
-        beyond = (side - 1, 0)
-    else:
-        beyond = (min(1, side - 1), max(side - 2, 0)) if mirror else (0, side - 1)
-    parts = [(offset % 2, max(min(end, side), offset % 2), 2)]
-    if offset < 0:
-        parts.insert(0, (beyond[0], beyond[0] + 1, 1))
-    if end > side:
-        parts.append((beyond[1], beyond[1] + 1, 1))
-    return jnp.concatenate([jax.lax.slice_in_dim(x, *part, axis) for part in parts], axis)
