@@ -5,8 +5,8 @@
 
 Trains a network and looks at it at the start, on the way and at the end: norms of gradient, update and weight of each
 kernel, those that vanish or explode flagged; gradients of single examples, the cosines between them and the gradient
-noise scale; the Hessian's trace (Hutchinson, with its standard error), its largest eigenvalues and its spectral density
-(Lanczos).
+noise scale; the Hessian's trace (Hutchinson), its largest eigenvalues and its spectral density (Lanczos). Noise scale
+and trace come with their standard errors.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,8 @@ class Config:
     batch_size: int = 128
     learning_rate: float = 1e-3  # of Adam
     looks: int = 3  # from the start to the end of training
-    examples: int = 64  # whose gradients are looked at one by one
+    examples: int = 64  # between whose gradients cosines are measured
+    noisy: int = 4000  # examples of the noise scale, whose gradients are summed; several times as many as it
     curved: int = 256  # images whose mean loss the Hessian is of
     lanczos: int = 30  # steps of Lanczos' method
     probes: int = 4  # random vectors for trace and density
@@ -53,10 +54,10 @@ def main(config: Config) -> None:
         raise InputError("gradients needs 2 looks or more, and 1 or more steps, images, Lanczos steps and probes")
     dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
     steps, looks, lanczos, probes = config.steps, config.looks, config.lanczos, config.probes
-    examples, curved, batch_size = config.examples, config.curved, config.batch_size
+    examples, noisy, curved, batch_size = config.examples, config.noisy, config.curved, config.batch_size
     if config.tiny:
         dataset = dataset.head(train=64, test=16)
-        steps, looks, lanczos, probes, examples, curved, batch_size = 3, 2, 3, 2, 4, 8, 16
+        steps, looks, lanczos, probes, examples, noisy, curved, batch_size = 3, 2, 3, 2, 4, 16, 8, 16
     model = models.create(config.model, num_classes=dataset.num_classes)
     task, tx, key = tasks.classify(dataset.num_classes), optax.adam(config.learning_rate), jax.random.key(config.seed)
     options = {"preprocess": dataset.preprocess}
@@ -81,7 +82,8 @@ def main(config: Config) -> None:
     order = training.Order(dataset.size("train"), min(batch_size, dataset.size("train")), config.seed).rows(0, steps)
     at = np.linspace(0, steps - 1, looks).round().astype(int)
     history, output, found = {kind: {} for kind in ("gradient", "update", "weight")}, [], []
-    many, few = dataset.rows("train", np.arange(curved)), dataset.rows("train", np.arange(examples))
+    whole = np.arange(dataset.size("train"))
+    batches = [dataset.rows("train", whole[:count]) for count in (examples, noisy, curved)]
     for i, rows in enumerate(order):
         batch, before = dataset.rows("train", rows), state
         state, _ = step(state, batch, key)
@@ -92,7 +94,7 @@ def main(config: Config) -> None:
                 for path, norm in of.items():
                     history[kind].setdefault(path, {})[i] = float(norm)
         if i in at:
-            found.append(look(i, before, losses, many, few, lanczos, probes, key))
+            found.append(look(i, before, losses, *batches, lanczos, probes, key))
             print(found[-1]["said"], flush=True)
     of_kernels = {kind: {path: x for path, x in of.items() if path.endswith("kernel")} for kind, of in history.items()}
     recorded = {path: np.array(list(of.values())) for path, of in history["gradient"].items()}
@@ -107,22 +109,23 @@ def main(config: Config) -> None:
     print(f"report: {path}")
 
 
-def look(i: int, state, losses, many, few, lanczos: int, probes: int, key) -> dict:
-    """Gradients of single examples, and the curvature of the mean loss."""
+def look(i: int, state, losses, few, many, curved, lanczos: int, probes: int, key) -> dict:
+    """Gradients of single examples, of few and of many, and the curvature of the mean loss of others."""
 
     def each(params, batch):
         return losses(params, batch, state.batch_stats)
 
     def mean(params):
-        return each(params, many).mean()
+        return each(params, curved).mean()
 
-    noise = gradients.noise_scale(each, state.params, few)
+    noise = gradients.noise_scale(each, state.params, many)
     cosines = np.asarray(gradients.cosines(gradients.per_example(each, state.params, few)))
     pairs = cosines[~np.eye(len(cosines), dtype=bool)]
     trace = curvature.trace(key, mean, state.params, probes=probes)
     spectrum = curvature.spectrum(key, mean, state.params, steps=lanczos, probes=probes)
     top = curvature.eigenvalues(key, mean, state.params, count=min(5, lanczos), steps=lanczos)
     numbers = {"loss": float(jax.jit(mean)(state.params)), "noise_scale": float(noise.unbiased)}
+    numbers |= {"noise_scale_error": float(noise.standard_error)}
     numbers |= {"mean_cosine": float(pairs.mean()), "negative_cosines": float((pairs < 0).mean())}
     numbers |= {"trace": float(trace.mean), "trace_error": float(trace.standard_error)}
     numbers |= {f"eigenvalue_{k}": float(value) for k, value in enumerate(np.asarray(top.values), start=1)}

@@ -10,6 +10,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -138,6 +139,8 @@ class NoiseScale(NamedTuple):
     """f32[], trace / square of the mean gradient as it is, in which trace/N is noise: hardly ever above N."""
     unbiased: jax.Array
     """f32[], trace / square. Of few examples `square` can be near zero or below, and this means nothing."""
+    standard_error: jax.Array
+    """f32[], of `unbiased`, by the jackknife; NaN for fewer than 3 examples. Where it is as large, they are too few."""
     trace: jax.Array
     """f32[], tr(Σ), the summed variance of the parameters' gradients between examples; unbiased."""
     square: jax.Array
@@ -145,11 +148,15 @@ class NoiseScale(NamedTuple):
     over them, and divide last."""
 
 
+FOLDS = 8  # parts of a batch, each left out once for the standard error
+
+
 def noise_scale(losses: Losses, params: Any, batch: Any, *, chunk: int = 8) -> NoiseScale:
     """The simple noise scale B = tr(Σ) / |G|² of N examples, one gradient each, in memory that does not grow with N.
 
     McCandlish et al. 2018, "An empirical model of large-batch training", section 2.2; the unbiased estimates are those
-    of appendix A.1, with small batches of one example and a large one of all.
+    of appendix A.1, with small batches of one example and a large one of all. Of N examples `square` has an error of
+    about tr(Σ)/N: take several times as many as the scale that is found.
 
     Args:
         losses, batch, chunk: as for `per_example`; N of 2 or more.
@@ -160,25 +167,35 @@ def noise_scale(losses: Losses, params: Any, batch: Any, *, chunk: int = 8) -> N
     count = _length(batch, chunk)
     if count < 2:
         raise InputError(f"the noise scale of {count} example: give at least 2")
+    folds = min(FOLDS, count)
 
     @jax.jit
     def run(params, batch):
         def add(sums, scanned):
-            chunk, real = scanned
+            chunk, ours = scanned
             each = _each(losses)(params, chunk)
             squares = sum(jnp.square(_rows(g)).sum(1) for g in jax.tree.leaves(each))
-            summed = jax.tree.map(lambda g: jnp.tensordot(real, g, axes=1, precision="highest"), each)
-            return jax.tree.map(jnp.add, sums, (summed, real @ squares)), None
+            summed = partial(jnp.einsum, "nf,n...->f...", ours, precision="highest")
+            return jax.tree.map(jnp.add, sums, jax.tree.map(summed, (each, squares, jnp.ones(len(ours))))), None
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)
-        (total, squares), _ = jax.lax.scan(add, (zeros, jnp.zeros(())), _chunks(batch, count, chunk))
-        mean_square = squares / count
-        square_of_mean = sum(_square(g / count) for g in jax.tree.leaves(total))
-        trace = (mean_square - square_of_mean) * count / (count - 1)
-        square = (count * square_of_mean - mean_square) / (count - 1)
-        return NoiseScale(trace / square_of_mean, trace / square, trace, square)
+        chunks, real = _chunks(batch, count, chunk)
+        ours = real[..., None] * jax.nn.one_hot(jnp.arange(real.size).reshape(real.shape) % folds, folds)
+        zeros = jax.tree.map(lambda p: jnp.zeros((folds, *p.shape), p.dtype), params)
+        of_folds, _ = jax.lax.scan(add, (zeros, jnp.zeros(folds), jnp.zeros(folds)), (chunks, ours))
+        total = jax.tree.map(lambda x: x.sum(0), of_folds)
+        without = jax.lax.map(lambda fold: _noise_scale(*jax.tree.map(jnp.subtract, total, fold)), of_folds)
+        return _noise_scale(*total)._replace(standard_error=jnp.sqrt((folds - 1) * without.unbiased.var()))
 
     return run(params, batch)
+
+
+def _noise_scale(gradient: Any, squares: jax.Array, count: jax.Array) -> NoiseScale:
+    """Of sums over `count` examples; its error is not known here."""
+    mean_square = squares / count
+    square_of_mean = sum(_square(g / count) for g in jax.tree.leaves(gradient))
+    trace = (mean_square - square_of_mean) * count / (count - 1)
+    square = (count * square_of_mean - mean_square) / (count - 1)
+    return NoiseScale(trace / square_of_mean, trace / square, jnp.nan, trace, square)
 
 
 def _each(losses: Losses) -> Callable:

@@ -76,13 +76,14 @@ def translation(lab: Lab) -> Claim:
     }
     far = min(4, reach)
     lost = [a - b for a, b in zip(still, rings[far], strict=True)]
+    differs = f"by more than {exact:.1g} of its size" if exact else "at all"
     return Claim(
         said="CNNs are invariant to translation.",
         found="Two things go by this name. That a convolution's map moves with its image is exact: where images and "
-        f"padding go around and the shift is a multiple of the strides, no stage differs by more than {exact:.1g} of "
-        "its size, if at all, and that is rounding. That the answer does not change is another matter: of digits moved "
-        f"on a black ground by {far} pixels {several(rings[far])} are named rightly instead of {several(still)}, by "
-        f"{reach} pixels {several(rings[reach])}, for the dense layer has a weight for each place.",
+        f"padding go around and the shift is a multiple of the strides, no stage differs {differs}. That the answer "
+        f"does not change is another matter: of digits moved on a black ground by {far} pixels {several(rings[far])} "
+        f"are named rightly instead of {several(still)}, by {reach} pixels {several(rings[reach])}, for the dense "
+        "layer has a weight for each place.",
         number=f"{several(lost)} points lost by {far} pixels; equivariance error {exact:.1g}",
         verdict="does not hold" if exact > 1e-4 else "holds in part" if interval(lost)[0] > 0.01 else "holds",
         figure=draw.heat_map(np.mean([m.accuracy for m in maps], axis=0), reach),

@@ -141,6 +141,11 @@ def test_noise_scale_is_that_of_the_gradients(network, each):
     np.testing.assert_allclose(found.simple, trace / mean, rtol=1e-4)
     np.testing.assert_allclose(found.square, mean - trace / 5, rtol=1e-3)
     np.testing.assert_allclose(found.unbiased, found.trace / found.square, rtol=1e-5)
+    left_out = [np.delete(g, i, axis=0) for i in range(5)]
+    scales = [h.var(0, ddof=1).sum() / (np.square(h.mean(0)).sum() - h.var(0, ddof=1).sum() / 4) for h in left_out]
+    np.testing.assert_allclose(found.standard_error, np.std(scales) * 4**0.5, rtol=1e-3)  # the jackknife
+    losses, params, batch = network
+    assert np.isnan(gradients.noise_scale(losses, params, jax.tree.map(lambda x: x[:2], batch)).standard_error)
 
 
 def test_noise_scale_is_unbiased(key):
@@ -159,6 +164,18 @@ def test_noise_scale_is_unbiased(key):
         assert abs(values.mean() - true) < 4 * values.std() / 4000**0.5
     np.testing.assert_allclose(found.trace.mean() / found.square.mean(), 14 / 1.29, rtol=0.1)
     np.testing.assert_allclose((found.trace / found.simple).mean(), 1.29 + 14 / 8, rtol=0.05)  # the mean has noise too
+
+
+def test_the_error_of_the_noise_scale(key):
+    """It is the deviation of what many batches give; x·p again."""
+
+    def estimate(key):
+        batch = 1 + 2 * jax.random.normal(key, (400, 4))
+        return gradients.noise_scale(lambda params, batch: batch @ params, jnp.zeros(4), batch, chunk=100)
+
+    found = jax.jit(jax.vmap(estimate))(jax.random.split(key, 1000))
+    error = jnp.sqrt(jnp.square(found.standard_error).mean())
+    np.testing.assert_allclose(error, found.unbiased.std(), rtol=0.1)
 
 
 def test_bad_arguments(network):
