@@ -219,27 +219,35 @@ def _one_channel_jvp(places: Places, primals: tuple, tangents: tuple) -> tuple:
     y = _one_channel(places, x, kernel, bias)
     n, height, width, features = y.shape
     side, stride = kernel.shape[0], places.stride
-    dy = jnp.zeros_like(y)
+    parts = 2 if stride == 1 and height % 2 == width % 2 == 0 else 1
+    step, shape = stride * parts, (height // parts, width // parts)
+    terms = []  # each a function of i and j, giving [n·h·w,features] of one part
     if not isinstance(dx, SymbolicZero):
-        # Read backwards: what each place gives its pixels, as a product of matrices, and a sum of shifted images.
-        pixels = jnp.concatenate(seen(places, side, dx), axis=-1)
-        dy = dy + (matrix(pixels) @ kernel.reshape(side**2, features)).reshape(y.shape)
+        # Read backwards: what the places of all parts give the pixels that they see, and a sum of shifted images.
+        pixels = matrix(jnp.concatenate(views(padded(places, dx), side + parts - 1, (0, 0), step, shape), axis=-1))
+
+        def of_image(i, j):
+            seen_there = ((i, parts - 1 - i), (j, parts - 1 - j), (0, 0), (0, 0))
+            return pixels @ jnp.pad(kernel, seen_there).reshape(-1, features)
+
+        terms.append(of_image)
     if not (isinstance(dkernel, SymbolicZero) and isinstance(dbias, SymbolicZero)):
         dkernel, dbias = (
             jnp.zeros_like(a) if isinstance(da, SymbolicZero) else da for a, da in ((kernel, dkernel), (bias, dbias))
         )
         weights = jnp.concatenate([dkernel.reshape(side**2, features), dbias[None]])
-        parts = 2 if stride == 1 and height % 2 == width % 2 == 0 else 1
-        shape = (height // parts, width // parts)
         whole = padded(places, x)
 
-        def part(i, j):
-            pixels = views(whole, side, (i, j), stride * parts, shape)
-            rows = jnp.stack([*pixels, jnp.ones_like(pixels[0])]).reshape(side**2 + 1, -1)
-            return (rows.T @ weights).reshape(n, *shape, features)
+        def of_weights(i, j):
+            ours = views(whole, side, (i, j), step, shape)
+            rows = jnp.stack([*ours, jnp.ones_like(ours[0])]).reshape(side**2 + 1, -1)
+            return rows.T @ weights
 
-        dy = dy + spread([[part(i, j) for j in range(parts)] for i in range(parts)])
-    return y, dy
+        terms.append(of_weights)
+    if not terms:
+        return y, jnp.zeros_like(y)
+    grid = [[sum(term(i, j) for term in terms) for j in range(parts)] for i in range(parts)]
+    return y, spread([[part.reshape(n, *shape, features) for part in row] for row in grid])
 
 
 def _grouped(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:

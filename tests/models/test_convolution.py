@@ -31,6 +31,7 @@ KINDS = {
 # (size, side, stride, dilation, padding). Sides that halve, and such that do not; kernels beyond the border.
 FEW = [((8, 12), 3, 2, 1, "torch"), ((8, 9), 3, 1, 2, "same"), ((9, 11), 1, 2, 1, "torch")]
 GEOMETRIES = dict.fromkeys(KINDS, FEW) | {
+    "one_channel": [*FEW, ((8, 12), 3, 1, 1, "torch"), ((6, 8), 5, 1, 1, "same"), ((9, 7), 4, 1, 1, "valid")],
     "winograd": [((8, 12), 3, 1, 1, "torch"), ((7, 9), 3, 1, 1, "same"), ((1, 2), 3, 1, 1, "torch")],
     "plain": [*FEW, ((9, 9), 4, 4, 1, "valid"), ((7, 9), 4, 1, 1, "circular")],
     "large": [*FEW, ((9, 9), 4, 4, 1, "valid"), ((7, 9), 4, 1, 1, "circular"), ((8, 9), 3, 2, 2, "same")],
