@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import jax
+import pytest
 
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.slow
 def test_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     names, printed = {}, []
