@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,13 +147,15 @@ class Checkpoints:
             raise _Damaged(f"its description cannot be read: {type(error).__name__}") from error
         if not intact:
             raise _Damaged("its description differs from its checksum")
+        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in note["arrays"]}
+        restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        shown = sys.unraisablehook
+        sys.unraisablehook = _without_late_reads(shown)
         try:
-            as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in note["arrays"]}
-            restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
             arrays = dict(self._manager.restore(step, args=ocp.args.Composite(arrays=restore))["arrays"])
         except Exception as error:  # Orbax and TensorStore raise whatever their formats' parsers do.
-            _ignore_late_reads()
             raise _Damaged(f"its arrays cannot be read: {type(error).__name__}") from error
+        sys.unraisablehook = shown
         for name, description in note["arrays"].items():
             if _describe(arrays[name]) != description:
                 raise _Damaged(f"{name} differs from its checksum")
@@ -171,15 +174,14 @@ class _Damaged(Exception):
     pass
 
 
-def _ignore_late_reads() -> None:
-    """Keeps off the screen the tracebacks of reads that end after Orbax has given up on one of them."""
-    before = sys.unraisablehook
+def _without_late_reads(shown: Callable) -> Callable:
+    """A hook that keeps off the screen the tracebacks of reads that end after Orbax has given up on one of them."""
 
     def hook(unraisable):
         if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
+            shown(unraisable)
 
-    sys.unraisablehook = hook
+    return hook
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:

@@ -162,10 +162,12 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(uninterrupted, tmp_path):
     assert differing(kill_and_resume(3, seed=1, folder=tmp_path / "run", epochs=EPOCHS), uninterrupted) == []
 
 
+@pytest.mark.slow
 def test_signals_save_say_so_and_lose_nothing(uninterrupted, tmp_path):
     folder = tmp_path / "run"
     last = 0
