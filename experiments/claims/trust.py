@@ -16,20 +16,22 @@ from experiments.claims.lab import Claim, Lab, clearly_above, several
 
 def cost(lab: Lab) -> Claim:
     """Where the parameters and the arithmetic of the textbook's network are, and of one for photographs."""
-    names = {"SimpleCNN": ("simple_cnn", lab.digits.image_shape), "ResNet-50": ("resnet50", (224, 224, 3))}
+    textbooks = models.create("simple_cnn")
+    networks = {
+        "SimpleCNN": (textbooks, lab.digits.image_shape),
+        "ResNet-50": (models.create("resnet50", num_classes=1000, stem="large"), (224, 224, 3)),
+    }
     share, size = {}, {}
-    for title, (name, shape) in names.items():
-        model = models.create(name, **({"stem": "large"} if name == "resnet50" else {}))
-        about = models.describe(model, shape)
+    for title, (network, shape) in networks.items():
+        about = models.describe(network, shape)
         convolutions = [layer for layer in about.layers if layer.type == "Conv"]
         share[title] = (
             sum(layer.parameters for layer in convolutions) / about.parameters,
             sum(layer.flops for layer in convolutions) / about.flops,
         )
         size[title] = about
-    model = models.create("simple_cnn")
     images = lab.digits.preprocess(lab.digits.test["image"][:100])
-    apply = jax.jit(model.apply)
+    apply = jax.jit(textbooks.apply)
     seconds = []
     for variables in lab.simple_cnn:
         apply(variables, images).block_until_ready()
@@ -42,7 +44,7 @@ def cost(lab: Lab) -> Claim:
         said="CNNs are heavy to compute; convolutions hold few of the weights and do most of the work.",
         found=f"Of SimpleCNN's {size['SimpleCNN'].parameters:,} parameters {small[0]:.0%} are in convolutions, and "
         f"{small[1]:.0%} of its {size['SimpleCNN'].flops:,} FLOPs an image. ResNet-50 takes "
-        f"{size['ResNet-50'].flops / 1e9:.1f} GFLOPs for a photograph, {large[1]:.0%} of them in convolutions, which "
+        f"{size['ResNet-50'].flops / 1e9:.1f} GFLOPs for a photograph, {large[1]:.1%} of them in convolutions, which "
         f"hold {large[0]:.0%} of its weights. This machine looks at a digit in "
         f"{several(seconds, scale=1e6, unit=' µs')}.",
         number=f"{small[0]:.0%} of the weights, {small[1]:.0%} of the FLOPs (SimpleCNN)",
