@@ -110,7 +110,7 @@ def main(config: Config) -> None:
 
 
 def look(i: int, state, losses, few, many, curved, lanczos: int, probes: int, key) -> dict:
-    """Gradients of single examples, of few and of many, and the curvature of the mean loss of others."""
+    """Cosines between the gradients of a few examples, the noise of many, the curvature of the mean loss of some."""
 
     def each(params, batch):
         return losses(params, batch, state.batch_stats)
