@@ -22,14 +22,15 @@ class Run:
         run.path / "summary.json"
 
     A new folder gets a `config.json`: the settings, and the versions, devices and commit that they ran with. With
-    `resume` an existing run of the same settings is taken up again; otherwise an existing folder is left as it is.
+    `resume` an existing run of the same settings is taken up again; otherwise an existing folder is left as it is. None
+    is for programs that take up none.
 
     Raises:
-        InputError: the folder holds a run and `resume` is False; or a run of other settings; or files that are no run;
-            another process holds it; it cannot be used. What is there stays as it is.
+        InputError: the folder holds a run and `resume` is not True; or a run of other settings; or files that are no
+            run; another process holds it; it cannot be used. What is there stays as it is.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping, *, resume: bool = False):
+    def __init__(self, path: str | Path, settings: Mapping, *, resume: bool | None = None):
         self.path = Path(path)
         self.config_path = self.path / "config.json"
         settings = plain(settings)
@@ -55,7 +56,7 @@ class Run:
         if not self.resumed:
             write_json(self.config_path, {"settings": settings, "environment": environment()})
 
-    def _check(self, settings: dict, resume: bool) -> bool:
+    def _check(self, settings: dict, resume: bool | None) -> bool:
         """Whether the folder holds a run to take up again. Changes nothing."""
         if not self.path.exists():
             return False
@@ -68,9 +69,8 @@ class Run:
                 raise InputError(f"run folder {self.path} holds files that are no run: choose another --out")
             return False
         if not resume:
-            raise InputError(
-                f"run folder {self.path} holds a run: add --resume to go on with it, or choose another --out"
-            )
+            way = "choose another --out" if resume is None else "add --resume to go on with it, or choose another --out"
+            raise InputError(f"run folder {self.path} holds a run: {way}")
         try:
             before = dict(json.loads(self.config_path.read_text())["settings"])
         except (ValueError, KeyError, TypeError) as error:
@@ -95,7 +95,7 @@ class Run:
         self.close()
 
 
-def default_path(path: Path, *, resume: bool) -> Path:
+def default_path(path: Path, *, resume: bool = False) -> Path:
     """The first of `path`, `path-2`, `path-3`, … that does not exist; with `resume` the one before it, if any does."""
     number, free, last = 1, path, path
     while free.exists():

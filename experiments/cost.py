@@ -66,7 +66,7 @@ def main(config: Config) -> None:
     names = config.models or (("simple_cnn", "resnet18") if config.tiny else models.names())
     side = 32 if config.tiny and not config.image_size else config.image_size
     members = [member(name, side=side, dtype=config.precision) for name in names]
-    run = Run(config.out or default_path(Path("runs/cost"), resume=False), vars(config))
+    run = Run(config.out or default_path(Path("runs/cost")), vars(config))
     networks, layers = [], {}
     for name, of in zip(names, members, strict=True):
         print(f"{name} …", flush=True)

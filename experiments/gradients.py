@@ -50,8 +50,11 @@ class Config:
 
 def main(config: Config) -> None:
     runtime.configure(platform=config.platform)
-    if min(config.steps, config.batch_size, config.lanczos, config.probes) < 1 or config.looks < 2:
-        raise InputError("gradients needs 2 looks or more, and 1 or more steps, images, Lanczos steps and probes")
+    least = {"looks": 2, "examples": 2, "noisy": 2}
+    least |= dict.fromkeys(("steps", "batch_size", "curved", "lanczos", "probes"), 1)
+    for name, count in least.items():
+        if getattr(config, name) < count:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: gradients needs {count} or more")
     dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
     steps, looks, lanczos, probes = config.steps, config.looks, config.lanczos, config.probes
     examples, noisy, curved, batch_size = config.examples, config.noisy, config.curved, config.batch_size
@@ -63,7 +66,7 @@ def main(config: Config) -> None:
     options = {"preprocess": dataset.preprocess}
     step = jax.jit(training.make_train_step(model, task, tx, **options))
     state = training.create_state(key, model, tx, dataset.image_shape)
-    run = Run(config.out or default_path(Path("runs/gradients"), resume=False), vars(config))
+    run = Run(config.out or default_path(Path("runs/gradients")), vars(config))
 
     def losses(params, batch, batch_stats):
         outputs = model.apply({"params": params, "batch_stats": batch_stats}, dataset.preprocess(batch["image"]))

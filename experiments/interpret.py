@@ -83,7 +83,7 @@ def main(config: Config) -> None:
     key = jax.random.key(0)
     first = found.head(6)
     shown = {name: np.asarray(method(key, *first)) for name, method in methods.items()}
-    run = Run(config.out or default_path(Path("runs/interpret"), resume=False), vars(config))
+    run = Run(config.out or default_path(Path("runs/interpret")), vars(config))
     card = analysis.report_card(
         key, found.score, images, methods, judged=found.judged, boxes=found.boxes, baseline=black,
         samples=8 if config.tiny else 100, batch_size=16,

@@ -54,7 +54,7 @@ def main(config: Config) -> None:
         lab = Lab(digits.head(train=1000, test=100), seeds=2, steps=2, batch_size=16, tiny=True)
     else:
         lab = Lab(digits, seeds=config.seeds, steps=config.steps)
-    run = Run(config.out or default_path(Path("runs/textbook"), resume=False), vars(config))
+    run = Run(config.out or default_path(Path("runs/textbook")), vars(config))
     began, claims = time.perf_counter(), {}
     for name in config.only or CLAIMS:
         since = time.perf_counter()

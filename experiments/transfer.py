@@ -87,7 +87,7 @@ def main(config: Config) -> None:
             learner(config, net.model, dataset, config.steps, rates=rates, freeze=freeze),
         ),
     }
-    run = Run(config.out or default_path(Path("runs/transfer"), resume=False), vars(config))
+    run = Run(config.out or default_path(Path("runs/transfer")), vars(config))
     accuracies, seconds = {"from scratch": {}, "linear probe": {}, "fine-tuned": {}}, {}
     began = time.perf_counter()
     used = np.unique(np.concatenate([chosen.ravel() for chosen in rows.values()]))

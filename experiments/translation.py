@@ -65,7 +65,7 @@ def main(config: Config) -> None:
     if config.tiny:
         lab = Lab(dataset.head(train=256, test=64), seeds=2, steps=2, batch_size=16)
         reach, count, ways = 1, 16, dict(list(WAYS.items())[:1] + list(WAYS.items())[-1:])
-    run = Run(config.out or default_path(Path("runs/translation"), resume=False), vars(config))
+    run = Run(config.out or default_path(Path("runs/translation")), vars(config))
     (images, labels), fill = lab.test(count), lab.black
     angles, factors, parts = np.linspace(-60, 60, 9), np.geomspace(0.5, 2, 9), np.linspace(0, 2, 9)
     curves = {

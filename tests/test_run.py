@@ -30,7 +30,7 @@ def finished(tmp_path):
     return run.path
 
 
-def refused(folder: Path, settings=SETTINGS, *, resume: bool) -> str:
+def refused(folder: Path, settings=SETTINGS, *, resume: bool | None) -> str:
     """The sentence of the refusal; what is in the folder stays as it was to the byte."""
     before = contents(folder)
     with pytest.raises(InputError) as caught:
@@ -83,6 +83,7 @@ def test_an_existing_run_is_not_overwritten(finished):
     assert refused(finished, resume=False) == (
         f"run folder {finished} holds a run: add --resume to go on with it, or choose another --out"
     )
+    assert refused(finished, resume=None) == f"run folder {finished} holds a run: choose another --out"
 
 
 def test_other_settings_are_named(finished):

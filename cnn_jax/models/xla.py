@@ -1,6 +1,7 @@
 """What JAX and XLA must be told, to leave a program as it is written."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from cnn_jax.models.platform import on_cpu
 
 
-def alone(fun: Callable, *args: jax.Array) -> jax.Array:
+def alone(fun: Callable, *args: Any) -> Any:
     """`fun(*args)` as a part of the program that is neither taken apart nor mixed with others.
 
     XLA's CPU back end counts sums as cheap, and so would make a depthwise convolution anew for each part that takes its
@@ -19,8 +20,8 @@ def alone(fun: Callable, *args: jax.Array) -> jax.Array:
         return jax.jit(fun)(*args)
 
 
-def kept(x: jax.Array) -> jax.Array:
-    """`x`, which on a CPU is computed once and kept in memory; its gradient too.
+def kept(x: Any) -> Any:
+    """Arrays that on a CPU are computed once and kept in memory; their gradients too.
 
     Counting sums as cheap, XLA's CPU back end makes the output of a residual block anew in each part of a training step
     that needs it, out of those of all the blocks before. An optimisation barrier is gone by then; a call is not. JAX

@@ -25,7 +25,7 @@ def attributions(images: np.ndarray, maps: Mapping[str, np.ndarray], titles: Seq
             names.append(method if i == 0 else "")
     rgb = [tile if tile.shape[-1] == 3 else tile.repeat(3, axis=-1) for tile in tiles]
     rgb = [tile if tile.dtype == np.uint8 else np.round(255 * tile.clip(0, 1)).astype(np.uint8) for tile in rgb]
-    return pictures.image_grid(np.stack(rgb), names, columns=len(maps) + 1, title=title)
+    return pictures.image_grid(np.stack(rgb), names, columns=len(maps) + 1, title=title, wide=True)
 
 
 def heat(values: np.ndarray) -> np.ndarray:

@@ -32,13 +32,15 @@ def image_grid(
     title: str = "",
     note: str = "",
     legend: tuple[Sequence[str], np.ndarray] | None = None,
+    wide: bool = False,
 ):
     """Pictures in rows of `columns`, each under its title (which may have several lines). Returns a Figure.
 
-    legend: names and their colours u8[N,3], to stand below.
+    legend: names and their colours u8[N,3], to stand below; wide: twice as wide as other figures.
     """
-    below = None if legend is None else overlays.legend(*legend, width=_PAGE - 2 * _MARGIN, size=_points(9))
-    return _sheet(_rgb(images), titles, columns=columns, title=title, note=note, below=below)
+    across = 2 * _PAGE if wide else _PAGE
+    below = None if legend is None else overlays.legend(*legend, width=across - 2 * _MARGIN, size=_points(9))
+    return _sheet(_rgb(images), titles, columns=columns, title=title, note=note, below=below, across=across)
 
 
 def mistakes(
@@ -196,15 +198,16 @@ def _sheet(
     scale: _Scale | None = None,
     image: np.ndarray | None = None,
     below: np.ndarray | None = None,
+    across: int = _PAGE,
 ):
     """Lays pictures u8[h,w,3] out in rows under a heading (with a small `image` before it), a colour scale or a picture
-    `below`."""
+    `below`, on a page of `across` pixels."""
     tiles = list(tiles)
     if titles is not None and len(titles) != len(tiles):
         raise ValueError(f"titles: expected one for each of {len(tiles)} images, got {len(titles)}")
     titles = ["" for _ in tiles] if titles is None else [str(t) for t in titles]
     columns = max(1, min(columns, len(tiles)))
-    width = min(_LARGEST, (_PAGE - 2 * _MARGIN - (columns - 1) * _GAP) // columns)
+    width = min(_LARGEST, (across - 2 * _MARGIN - (columns - 1) * _GAP) // columns)
     height = max((round(width * t.shape[0] / t.shape[1]) for t in tiles), default=0)
     small = 8.5 if width > 130 else 8
     lines = max((t.count("\n") + 1 for t in titles if t), default=0)
@@ -223,7 +226,7 @@ def _sheet(
         texts.append((left, top, title, 12, INK, "bold", "left"))
         top += 8
     if note:
-        for line in _wrap(note, round((_PAGE - left - _MARGIN) / (_points(9) * 0.53))):
+        for line in _wrap(note, round((across - left - _MARGIN) / (_points(9) * 0.53))):
             top += round(_points(9) * 1.3)
             texts.append((left, top, line, 9, MUTED, "normal", "left"))
     top = max(top, _MARGIN + 110 if thumbnail is not None else 0) + (18 if title or note else 0)
@@ -232,7 +235,7 @@ def _sheet(
     row_height = above + height + _GAP
     bottom = top + rows * row_height + (_MARGIN if scale is None else _points(9) + 52)
     bottom += 0 if below is None else len(below)
-    page = np.full((bottom, _PAGE, 3), 255, np.uint8)
+    page = np.full((bottom, across, 3), 255, np.uint8)
     if below is not None:
         page[-_MARGIN - len(below) : -_MARGIN, _MARGIN : _MARGIN + below.shape[1]] = below
     if thumbnail is not None:

@@ -165,8 +165,9 @@ def _table(table: Table) -> str:
 def _figure(figure: Figure) -> str:
     png = Path(figure.path).read_bytes()
     width, height = _png_size(png, figure.path)
+    kind = ' class="wide"' if width > 500 else ""  # than a column is
     return (
-        f'<figure style="width:{width}px"><img src="data:image/png;base64,{base64.b64encode(png).decode()}" '
+        f'<figure{kind} style="width:{width}px"><img src="data:image/png;base64,{base64.b64encode(png).decode()}" '
         f'width="{width}" height="{height}" '
         f'alt="{escape(figure.alt or figure.caption)}"><figcaption>{escape(figure.caption)}</figcaption></figure>\n'
     )
@@ -259,6 +260,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 .number, .short { white-space: nowrap; }
 .figures { columns: 2 400px; column-gap: 1rem; margin: 0 0 .25rem; }
 figure { margin: 0 0 1rem; max-width: 100%; break-inside: avoid; }
+figure.wide { column-span: all; }
 figure img {
   display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: .6rem; background: #fff;
 }

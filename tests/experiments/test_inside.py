@@ -63,5 +63,6 @@ def test_gradients(tmp_path):
 
 
 def test_they_refuse_counts_below_one():
-    assert fails(gradients, "--looks", "1").startswith("gradients needs 2 looks or more")
+    assert fails(gradients, "--looks", "1").startswith("--looks is 1: gradients needs 2 or more")
+    assert fails(gradients, "--batch-size", "0").startswith("--batch-size is 0: gradients needs 1 or more")
     assert fails(translation, "--seeds", "1").startswith("translation needs 2 seeds or more")

@@ -83,6 +83,14 @@ def test_pictures_are_the_files(tmp_path, png):
     assert first["width"] == "461"  # 4.8 inches of 96 pixels
 
 
+def test_wide_pictures_stand_across_the_page(tmp_path, png):
+    wide = plots.save(plots.image_grid(np.zeros((1, 4, 4), np.uint8), wide=True), tmp_path / "wide.png")
+    blocks = [Figure(png, "one"), Figure(wide, "two")]
+    page = Checker(write_report(tmp_path / "report.html", title="t", summary=blocks, sections=[]).read_text())
+    assert [image["width"] for image in page.all("img")] == ["461", "922"]
+    assert [figure.get("class") for figure in page.all("figure")] == [None, "wide"]
+
+
 def test_numbers_of_a_table_are_flush_right(tmp_path):
     table = Table(["name", "share", "count", "text"], [["a", 0.5, 1200, "x"], ["b", 0.25, 7, "1 y"]])
     source = write_report(tmp_path / "r.html", title="t", summary=[table], sections=[]).read_text()
