@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from cnn_jax.errors import InputError, unknown
 from cnn_jax.models.channels import moments, scaled
 from cnn_jax.models.convolution import convolution
-from cnn_jax.models.places import exact
+from cnn_jax.models.places import exact, largest
 from cnn_jax.models.platform import on_cpu
 from cnn_jax.models.xla import kept
 
@@ -238,21 +238,11 @@ def _max_pool(x: jax.Array, window: int) -> jax.Array:
     return kept(reduce(jnp.maximum, _places(x, window)))
 
 
-def _best(values: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The largest of values at the same place, and u8 which of them it is: the first, if there are several."""
-    best, *others = values
-    winner = jnp.zeros(best.shape, jnp.uint8)
-    for place, value in enumerate(others, 1):
-        winner = jnp.where(value > best, jnp.uint8(place), winner)
-        best = jnp.maximum(best, value)
-    return best, winner
-
-
 @_max_pool.defjvp
 def _max_pool_jvp(window: int, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
     # Kept: a gradient that looks for the winner makes what is pooled anew for each pixel.
-    y, winner = kept(_best(_places(x, window)))
+    y, winner = kept(largest(_places(x, window)))
     n, h, w, c = y.shape
     places = jnp.arange(window**2, dtype=jnp.uint8).reshape(1, 1, window, 1, window, 1)
     chosen = winner[:, :, None, :, None, :] == places

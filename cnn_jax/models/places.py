@@ -25,6 +25,16 @@ def exact(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def largest(values: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The maxima of what each place sees, and u8 which place it is: of equals the first. What is no number wins."""
+    best, *others = values
+    place = jnp.zeros(best.shape, jnp.uint8)
+    for i, other in enumerate(others, start=1):
+        stays = (best >= other) | jnp.isnan(best)
+        best, place = jnp.where(stays, best, other), jnp.where(stays, place, jnp.uint8(i))
+    return best, place
+
+
 def padded(places: Places, x: jax.Array) -> jax.Array:
     """Images with the zeros around them."""
     return jnp.pad(x, ((0, 0), *places.pads, (0, 0)))

@@ -18,7 +18,7 @@ import numpy as np
 
 from cnn_jax.errors import InputError
 from cnn_jax.models.layers import max_pool
-from cnn_jax.models.places import exact, spread, views
+from cnn_jax.models.places import exact, largest, spread, views
 from cnn_jax.models.xla import kept, linear
 
 PADDINGS = ("torch", "circular")
@@ -140,13 +140,13 @@ def _max_of_nine(x: jax.Array) -> jax.Array:
     column. For 8 images of 112×112×64 both ways take 10 ms on a CPU, by `_maxima` 36, and by Linen, whose gradient is
     XLA's select-and-scatter, 116.
     """
-    return _largest(x)[0]
+    return largest(_nine(x, -jnp.inf))[0]
 
 
 @_max_of_nine.defjvp
 def _max_of_nine_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
-    y, place = _largest(x)
+    y, place = largest(_nine(x, -jnp.inf))
     (_, height, width, _), (_, h, w, _) = x.shape, y.shape
 
     def chosen(dx):
@@ -168,16 +168,6 @@ def _max_of_nine_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Ar
         return spread([[pixels(rows, columns) for columns in along] for rows in along])[:, :height, :width]
 
     return y, linear(chosen, back, dx)
-
-
-def _largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The maxima [N,h,w,C], and their places u8 in the windows, in reading order; of equals the first."""
-    largest, *others = _nine(x, -jnp.inf)
-    place = jnp.zeros(largest.shape, jnp.uint8)
-    for i, other in enumerate(others, start=1):
-        stays = (largest >= other) | jnp.isnan(largest)
-        largest, place = jnp.where(stays, largest, other), jnp.where(stays, place, jnp.uint8(i))
-    return largest, place
 
 
 def _nine(x: jax.Array, beyond: float) -> list[jax.Array]:
