@@ -50,8 +50,7 @@ class Config:
 
 def main(config: Config) -> None:
     runtime.configure(platform=config.platform)
-    least = {"looks": 2, "examples": 2, "noisy": 2}
-    least |= dict.fromkeys(("steps", "batch_size", "curved", "lanczos", "probes"), 1)
+    least = {"steps": 1, "batch_size": 1, "looks": 2, "examples": 2, "noisy": 2, "curved": 1, "lanczos": 1, "probes": 1}
     for name, count in least.items():
         if getattr(config, name) < count:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: gradients needs {count} or more")

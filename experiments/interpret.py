@@ -119,8 +119,11 @@ def main(config: Config) -> None:
                     ],
                     f"Over {len(images)} images.",
                 ),
-                draw("units", reporting.plots.image_grid(np.asarray(climbed.images), [f"unit {u}" for u in units]),
-                     f"Images made to excite units of {stage}, those that noise, from which they start, excites most."),
+                draw(
+                    "units",
+                    reporting.plots.image_grid(np.asarray(climbed.images), [f"unit {u}" for u in units], wide=True),
+                    f"Images made to excite units of {stage}, those that noise, from which they start, excites most.",
+                ),
             ]),
         ],
         footer=page.footer(run.path),
