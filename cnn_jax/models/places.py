@@ -62,3 +62,14 @@ def spread(phases: list[list[jax.Array]]) -> jax.Array:
     rows = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
     n, height, down, width, right, channels = rows.shape
     return rows.reshape(n, height * down, width * right, channels)
+
+
+def apart(x: jax.Array, step: int) -> list[list[jax.Array]]:
+    """The s×s arrays [N,h,w,C] of which `spread` makes [N,h·s,w·s,C]."""
+    n, height, width, channels = x.shape
+    x = x.reshape(n, height // step, step, width // step, step, channels)
+
+    def along(x: jax.Array, axis: int) -> list[jax.Array]:
+        return [part.squeeze(axis) for part in jax.lax.split(x, [1] * step, axis)]  # whose gradient is one array
+
+    return [along(row, 3) for row in along(x, 2)]

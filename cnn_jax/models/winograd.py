@@ -10,57 +10,39 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from cnn_jax.models.places import Places, matrix, spread, views
-from cnn_jax.models.xla import linear
+from cnn_jax.models.places import Places, apart, matrix, spread
+from cnn_jax.models.xla import kept
 
-# With fewer channels or features its sums cost as much as the products that it saves; with fewer pixels a larger
-# program is not worth it.
-CHANNELS = 128
-PIXELS = 512
+# With fewer channels or features its sums cost as much as the products that it saves.
+CHANNELS = 32
+# Pixels times channels times features; with less to do a larger program, which takes longer to compile, is not worth it.
+WORK = 2**24
+# With so many channels and features a product that reads an array across is as fast as with its transpose.
+WIDE = 128
 
 
 def suits_winograd(places: Places, x: jax.Array, kernel: jax.Array) -> bool:
     """Whether `winograd` computes this convolution, and is faster."""
     laid = Places(stride=1, dilation=1, groups=1, pads=((1, 1), (1, 1)))
-    much = min(kernel.shape[2:]) >= CHANNELS and x.size >= PIXELS * x.shape[-1]
+    much = min(kernel.shape[2:]) >= CHANNELS and x.size * kernel.shape[3] >= WORK
     return places == laid and len(kernel) == 3 and x.dtype == jnp.float32 and much
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def winograd(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A convolution with stride 1 and one pixel of padding, in 16 products where a plain one has 36.
 
     Tiles of 4×4 pixels, each two pixels from the last, give 2×2 places. All numbers in its matrices are 1, ½ or their
-    negatives, so in float32 it is as exact as a plain sum.
+    negatives, so in float32 it is as exact as a plain sum. The gradients have 16 products each too, and share their
+    form of the gradient of the places.
     """
-    return _of_tiles(x, _transformed(kernel))
-
-
-@partial(winograd.defjvp, symbolic_zeros=True)
-def _winograd_jvp(places: Places, primals: tuple, tangents: tuple) -> tuple:
-    (x, kernel), (dx, dkernel) = primals, tangents
-    y = winograd(places, x, kernel)
-    dy = jnp.zeros_like(y)
-    if not isinstance(dkernel, SymbolicZero):
-        dy = dy + _of_tiles(x, _transformed(dkernel))
-    if not isinstance(dx, SymbolicZero):
-        dy = dy + linear(lambda dx: winograd(places, dx, kernel), partial(_of_image, kernel), dx)
-    return y, dy
-
-
-def _of_image(kernel: jax.Array, dy: jax.Array) -> jax.Array:
-    """The gradient of the image: with the kernel turned around, whose form has the first and last exchanged."""
-    weights = _transformed(kernel)
-    return _of_tiles(dy, [[weights[i][j].T for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)])
-
-
-def _of_tiles(x: jax.Array, weights: list[list[jax.Array]]) -> jax.Array:
-    """[N,H,W,F] of [N,H,W,C] and 4×4 matrices [C,F]."""
     n, height, width, _ = x.shape
-    pairs = [list(zip(*rows, strict=True)) for rows in zip(_tiles(x), weights, strict=True)]
-    products = [[matrix(tile) @ weight for tile, weight in row] for row in pairs]
-    shape = (n, -(-height // 2), -(-width // 2), -1)
-    grid = [[values.reshape(shape) for values in row] for row in _both_ways(_place_form, products)]
+    h, w = -(-height // 2), -(-width // 2)
+    pixels = _pixels(jnp.pad(x, ((0, 0), (0, 2 * h - height), (0, 2 * w - width), (0, 0))))
+    # Kept: XLA would make what these are made of, and so their gradients, anew for each of the 16 and of the four.
+    tiles = kept(_both_ways(_image_form, pixels))
+    pairs = [zip(*rows, strict=True) for rows in zip(tiles, _transformed(kernel), strict=True)]
+    products = [[_product(matrix(tile), weight) for tile, weight in row] for row in pairs]
+    grid = kept(_both_ways(_place_form, [[values.reshape(n, h, w, -1) for values in row] for row in products]))
     return spread(grid)[:, :height, :width]
 
 
@@ -70,12 +52,41 @@ def _transformed(kernel: jax.Array) -> list[list[jax.Array]]:
     return _both_ways(_kernel_form, [[part[0] for part in parts[i : i + 3]] for i in (0, 3, 6)])
 
 
-def _tiles(x: jax.Array) -> list[list[jax.Array]]:
-    """4×4 of [N,⌈H/2⌉,⌈W/2⌉,C]: the pixels of all tiles, a place at a time, in the form that is multiplied."""
-    shape = tuple(-(-length // 2) for length in x.shape[1:3])
-    around = [(1, 2 * half - length + 1) for half, length in zip(shape, x.shape[1:3], strict=True)]
-    pixels = views(jnp.pad(x, ((0, 0), *around, (0, 0))), 4, (0, 0), 2, shape)
-    return _both_ways(_image_form, [pixels[i : i + 4] for i in range(0, 16, 4)])
+@jax.custom_jvp
+def _product(tile: jax.Array, weight: jax.Array) -> jax.Array:
+    """[tiles,F] of [tiles,C] and [C,F]."""
+    return tile @ weight
+
+
+@partial(_product.defjvp, symbolic_zeros=True)
+def _product_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (tile, weight), (dtile, dweight) = primals, tangents
+    y = _product(tile, weight)
+    dy = jnp.zeros_like(y)
+    if not isinstance(dweight, SymbolicZero):
+        if min(weight.shape) >= WIDE:
+            dy = dy + tile @ dweight
+        else:  # read backwards, a product of the transpose, and so YNNPACK's: XLA's own takes half as long again
+            dy = dy + jax.lax.dot_general(kept(tile.T), dweight, (((0,), (0,)), ((), ())))
+    if not isinstance(dtile, SymbolicZero):
+        dy = dy + dtile @ weight
+    return y, dy
+
+
+def _pixels(x: jax.Array) -> list[list[jax.Array]]:
+    """4×4 views [N,H/2,W/2,C]: the pixels of all tiles, a place at a time. A tile begins one pixel before its places."""
+
+    def four(two: list, axis: int) -> list:
+        even, odd = two
+        return [_moved(odd, axis, 1), even, odd, _moved(even, axis, -1)]
+
+    rows = [four(row, 2) for row in apart(x, 2)]
+    return [list(row) for row in zip(*[four(column, 1) for column in zip(*rows, strict=True)], strict=True)]
+
+
+def _moved(x: jax.Array, axis: int, by: int) -> jax.Array:
+    """Each number `by` places on, with zeros where none comes."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(by, -by, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)])
 
 
 def _both_ways(form: Callable, grid: list[list[jax.Array]]) -> list[list[jax.Array]]:
