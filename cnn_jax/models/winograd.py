@@ -4,7 +4,7 @@ Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", section 
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from cnn_jax.models.xla import kept
 
 # With fewer channels or features its sums cost as much as the products that it saves.
 CHANNELS = 32
-# Pixels times channels times features; with less to do a larger program, which takes longer to compile, is not worth it.
+# Pixels times channels times features; with less to do a larger program, longer in compilation, is not worth it.
 WORK = 2**24
 # With so many channels and features a product that reads an array across is as fast as with its transpose.
 WIDE = 128
@@ -40,41 +40,42 @@ def winograd(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
     pixels = _pixels(jnp.pad(x, ((0, 0), (0, 2 * h - height), (0, 2 * w - width), (0, 0))))
     # Kept: XLA would make what these are made of, and so their gradients, anew for each of the 16 and of the four.
     tiles = kept(_both_ways(_image_form, pixels))
-    pairs = [zip(*rows, strict=True) for rows in zip(tiles, _transformed(kernel), strict=True)]
-    products = [[_product(matrix(tile), weight) for tile, weight in row] for row in pairs]
-    grid = kept(_both_ways(_place_form, [[values.reshape(n, h, w, -1) for values in row] for row in products]))
-    return spread(grid)[:, :height, :width]
+    products = _products([matrix(tile) for row in tiles for tile in row], _transformed(kernel))
+    values = [product.reshape(n, h, w, -1) for product in products]
+    return spread(kept(_both_ways(_place_form, [values[i : i + 4] for i in range(0, 16, 4)])))[:, :height, :width]
 
 
-def _transformed(kernel: jax.Array) -> list[list[jax.Array]]:
-    """4×4 matrices [C,F] of a kernel [3,3,C,F]."""
+def _transformed(kernel: jax.Array) -> list[jax.Array]:
+    """16 matrices [C,F] of a kernel [3,3,C,F]."""
     parts = jax.lax.split(kernel.reshape(9, *kernel.shape[2:]), [1] * 9)  # whose gradient is one array at once
-    return _both_ways(_kernel_form, [[part[0] for part in parts[i : i + 3]] for i in (0, 3, 6)])
+    grid = _both_ways(_kernel_form, [[part[0] for part in parts[i : i + 3]] for i in (0, 3, 6)])
+    return [weight for row in grid for weight in row]
 
 
 @jax.custom_jvp
-def _product(tile: jax.Array, weight: jax.Array) -> jax.Array:
-    """[tiles,F] of [tiles,C] and [C,F]."""
-    return tile @ weight
+def _products(tiles: list[jax.Array], weights: list[jax.Array]) -> list[jax.Array]:
+    """16 matrices [tiles,F] of such [tiles,C] and [C,F]."""
+    return [tile @ weight for tile, weight in zip(tiles, weights, strict=True)]
 
 
-@partial(_product.defjvp, symbolic_zeros=True)
-def _product_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    (tile, weight), (dtile, dweight) = primals, tangents
-    y = _product(tile, weight)
-    dy = jnp.zeros_like(y)
-    if not isinstance(dweight, SymbolicZero):
-        if min(weight.shape) >= WIDE:
-            dy = dy + tile @ dweight
-        else:  # read backwards, a product of the transpose, and so YNNPACK's: XLA's own takes half as long again
-            dy = dy + jax.lax.dot_general(kept(tile.T), dweight, (((0,), (0,)), ((), ())))
-    if not isinstance(dtile, SymbolicZero):
-        dy = dy + dtile @ weight
-    return y, dy
+@partial(_products.defjvp, symbolic_zeros=True)
+def _products_jvp(primals: tuple, tangents: tuple) -> tuple[list[jax.Array], list[jax.Array]]:
+    (tiles, weights), (dtiles, dweights) = primals, tangents
+    y, terms = _products(tiles, weights), []
+    if not isinstance(dweights[0], SymbolicZero):
+        if min(weights[0].shape) >= WIDE:
+            terms.append([tile @ dweight for tile, dweight in zip(tiles, dweights, strict=True)])
+        else:  # read backwards, products of the transposes, and so YNNPACK's: XLA's own take half as long again
+            turned = kept([tile.T for tile in tiles])
+            across = (((0,), (0,)), ((), ()))
+            terms.append([jax.lax.dot_general(*pair, across) for pair in zip(turned, dweights, strict=True)])
+    if not isinstance(dtiles[0], SymbolicZero):
+        terms.append([dtile @ weight for dtile, weight in zip(dtiles, weights, strict=True)])
+    return y, [reduce(jnp.add, parts) for parts in zip(*terms, strict=True)]
 
 
 def _pixels(x: jax.Array) -> list[list[jax.Array]]:
-    """4×4 views [N,H/2,W/2,C]: the pixels of all tiles, a place at a time. A tile begins one pixel before its places."""
+    """4×4 views [N,H/2,W/2,C]: the pixels of all tiles, a place at a time; tiles begin a pixel before their places."""
 
     def four(two: list, axis: int) -> list:
         even, odd = two

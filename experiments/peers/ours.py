@@ -76,11 +76,9 @@ def work(*, model: str, batch_size: int, side: int, precision: str, images: int,
 
 def program(epochs: float | None, *, steps: int | None = None) -> None:
     """Trains on mnist_10k and tests after each epoch, as `torch_program.program` does."""
-    from cnn_jax import runtime
+    from cnn_jax import data, models, runtime, tasks, training
 
     runtime.configure()
-    from cnn_jax import data, models, tasks, training
-
     digits = data.load("mnist_10k")
     training.fit(
         models.create("simple_cnn"),
