@@ -8,6 +8,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from cnn_jax.errors import InputError, unknown
 
@@ -41,6 +42,18 @@ def main(run: Callable, config_class: type, description: str) -> None:
         if code is None:
             raise
         _leave(f"error: {error}" if code in (1, 2) else str(error), code)
+
+
+def at_least(config: Any, **least: int) -> None:
+    """Raises InputError for a flag below its least value, such as `seeds=2`. None is not looked at.
+
+    Of a flag that takes several numbers each counts, and there must be one.
+    """
+    for name, enough in least.items():
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if value is not None and not (numbers and min(numbers) >= enough):
+            raise InputError(f"--{name.replace('_', '-')} is {value}: it must be {enough} or more")
 
 
 def _parse(config_class: type, description: str):

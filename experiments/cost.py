@@ -23,7 +23,6 @@ import numpy as np
 import optax
 
 from cnn_jax import analysis, cli, models, runtime, training
-from cnn_jax.errors import InputError
 from cnn_jax.reporting import cost as report
 from cnn_jax.reporting import page, write_json
 from cnn_jax.run import Run, default_path
@@ -61,9 +60,7 @@ class Config:
 
 def main(config: Config) -> None:
     runtime.configure(platform=config.platform)
-    for flag in ("image_size", "batch_size", "rounds"):
-        if getattr(config, flag) is not None and getattr(config, flag) < 1:
-            raise InputError(f"{flag} is {getattr(config, flag)}: it must be 1 or more")
+    cli.at_least(config, image_size=1, batch_size=1, rounds=1)
     names = config.models or (("simple_cnn", "resnet18") if config.tiny else models.names())
     side = 32 if config.tiny and not config.image_size else config.image_size
     members = [member(name, side=side, dtype=config.precision) for name in names]

@@ -20,7 +20,6 @@ import optax
 
 from cnn_jax import cli, data, models, runtime, tasks, training
 from cnn_jax.analysis import curvature, gradients
-from cnn_jax.errors import InputError
 from cnn_jax.reporting import gradients as report
 from cnn_jax.run import Run, default_path
 
@@ -50,10 +49,7 @@ class Config:
 
 def main(config: Config) -> None:
     runtime.configure(platform=config.platform)
-    least = {"steps": 1, "batch_size": 1, "looks": 2, "examples": 2, "noisy": 2, "curved": 1, "lanczos": 1, "probes": 1}
-    for name, count in least.items():
-        if getattr(config, name) < count:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: gradients needs {count} or more")
+    cli.at_least(config, steps=1, batch_size=1, looks=2, examples=2, noisy=2, curved=1, lanczos=1, probes=1)
     dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
     steps, looks, lanczos, probes = config.steps, config.looks, config.lanczos, config.probes
     examples, noisy, curved, batch_size = config.examples, config.noisy, config.curved, config.batch_size

@@ -54,8 +54,7 @@ def main(config: Config) -> None:
     runtime.configure(platform=config.platform)
     if bool(config.model) != bool(config.weights):
         raise InputError("--model and --weights go together: give both, or the folder of a run")
-    if config.squares < 1:
-        raise InputError(f"squares is {config.squares}: it must be 1 or more")
+    cli.at_least(config, squares=1)
     few = 4 if config.tiny else config.images
     steps, masks = (2, 8) if config.tiny else (config.steps, config.masks)
     found = explained.load(config, few)

@@ -50,8 +50,7 @@ def main(config: Config) -> None:
         config = replace(config, pictures=(config.run, *config.pictures))
     if not config.pictures:
         raise InputError("no picture given: name one image file or more after the run's folder")
-    if config.top < 1:
-        raise InputError(f"top is {config.top}: it must be 1 or more")
+    cli.at_least(config, top=1)
     if config.model:
         about, model, variables = load_published(config.model, config.weights, config.image_size)
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cnn_jax import cli, data, runtime
-from cnn_jax.errors import InputError, unknown
+from cnn_jax.errors import unknown
 from cnn_jax.reporting import textbook as report
 from cnn_jax.run import Run, default_path
 from experiments.claims import labels, layers, moving, seeing, trust
@@ -47,8 +47,7 @@ def main(config: Config) -> None:
     for name in config.only:
         if name not in CLAIMS:
             raise unknown("claim", name, CLAIMS)
-    if config.seeds < 2 or config.steps < 1:
-        raise InputError("textbook needs 2 seeds or more, for an interval, and 1 step or more")
+    cli.at_least(config, seeds=2, steps=1)  # two for an interval
     digits = data.load(config.dataset, data_dir=config.data_dir)
     if config.tiny:
         lab = Lab(digits.head(train=1000, test=100), seeds=2, steps=2, batch_size=16, tiny=True)

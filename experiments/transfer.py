@@ -64,8 +64,7 @@ def main(config: Config) -> None:
     if config.tiny:
         small = {"shots": (1, 2), "seeds": 2, "steps": 2, "scratch_steps": 2, "batch_size": 4, "test_images": 32}
         config = dataclasses.replace(config, **small)
-    if config.seeds < 2 or min(config.shots, default=0) < 1:
-        raise InputError("transfer needs 2 seeds or more, for an interval, and 1 shot or more")
+    cli.at_least(config, seeds=2, shots=1)  # two for an interval
     dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
     if not isinstance(dataset.train, dict):
         raise InputError(f"transfer needs a data set that fits in memory, and {config.dataset} is read in a stream")

@@ -17,7 +17,6 @@ import numpy as np
 
 from cnn_jax import cli, data, models, reporting, runtime
 from cnn_jax.analysis import translation
-from cnn_jax.errors import InputError
 from cnn_jax.reporting import comparisons as draw
 from cnn_jax.reporting import page
 from cnn_jax.reporting.report import Code, Section, Table, write_report
@@ -58,8 +57,7 @@ class Config:
 
 def main(config: Config) -> None:
     runtime.configure(platform=config.platform)
-    if config.seeds < 2 or min(config.steps, config.images, config.reach) < 1:
-        raise InputError("translation needs 2 seeds or more, and 1 or more steps, images and pixels of reach")
+    cli.at_least(config, seeds=2, steps=1, images=1, reach=1)  # two for an interval
     dataset, reach, count, ways = data.load(config.dataset, data_dir=config.data_dir), config.reach, config.images, WAYS
     lab = Lab(dataset, seeds=config.seeds, steps=config.steps)
     if config.tiny:

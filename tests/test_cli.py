@@ -180,3 +180,22 @@ def test_scripts_that_can_go_on_say_how(command):
     found = command(run=lambda config: signal.raise_signal(signal.SIGTERM), config_class=Resumable)
     assert found[2] == "stopped by SIGTERM: what was saved before is whole, and --resume goes on from there\n"
     assert command(run=lambda config: full_disk(), config_class=Resumable)[2].endswith("space and add --resume\n")
+
+
+def test_least_values():
+    @dataclass(frozen=True)
+    class Counts:
+        seeds: int = 2
+        image_size: int | None = None
+        shots: tuple[int, ...] = (1, 5)
+
+    least = {"seeds": 2, "image_size": 1, "shots": 1}
+    cli.at_least(Counts(), **least)
+    for wrong, sentence in (
+        (Counts(seeds=1), "--seeds is 1: it must be 2 or more"),
+        (Counts(image_size=0), "--image-size is 0: it must be 1 or more"),
+        (Counts(shots=(1, 0)), r"--shots is \(1, 0\): it must be 1 or more"),
+        (Counts(shots=()), r"--shots is \(\): it must be 1 or more"),
+    ):
+        with pytest.raises(InputError, match=f"^{sentence}$"):
+            cli.at_least(wrong, **least)

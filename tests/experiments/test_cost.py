@@ -85,5 +85,5 @@ def test_measured_on_this_machine(tmp_path):
 
 def test_what_is_wrong_with_a_flag(tmp_path):
     assert fails(cost, "--models", "simple_cn").startswith("unknown model 'simple_cn': did you mean 'simple_cnn'?")
-    assert fails(cost, "--time", "--rounds", 0) == "rounds is 0: it must be 1 or more"
-    assert fails(cost, "--image-size", 0) == "image_size is 0: it must be 1 or more"
+    assert fails(cost, "--time", "--rounds", 0) == "--rounds is 0: it must be 1 or more"
+    assert fails(cost, "--image-size", 0) == "--image-size is 0: it must be 1 or more"

@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_passed_over(run, digits, tmp_path, capsys):
         ("gone", ("a.png",), 3, "there is no run folder .*gone: make one"),
         ("", ("a.png",), 3, "holds no trained network: give the --out"),
         ("run", (), 3, "no picture given"),
-        ("run", ("a.png",), 0, "top is 0: it must be 1 or more"),
+        ("run", ("a.png",), 0, "--top is 0: it must be 1 or more"),
         ("run", ("a.png",), 3, "cannot read image a.png: there is no such file"),
     ],
 )

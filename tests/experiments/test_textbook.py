@@ -31,7 +31,7 @@ def test_mistakes_are_said(tmp_path):
     assert fails(textbook, "--only", "hungr", "--out", tmp_path / "a").startswith(
         "unknown claim 'hungr': did you mean 'hunger'"
     )
-    assert fails(textbook, "--seeds", "1", "--out", tmp_path / "a").startswith("textbook needs 2 seeds or more")
+    assert fails(textbook, "--seeds", "1", "--out", tmp_path / "a") == "--seeds is 1: it must be 2 or more"
     assert not (tmp_path / "a").exists()
 
 
