@@ -33,12 +33,12 @@ def winograd(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Tiles of 4×4 pixels, each two pixels from the last, give 2×2 places. All numbers in its matrices are 1, ½ or their
     negatives, so in float32 it is as exact as a plain sum. The gradients have 16 products each too, and share their
-    form of the gradient of the places.
+    form of the gradient of the places. Training holds the tiles, four times the numbers of the image.
     """
     n, height, width, _ = x.shape
     h, w = -(-height // 2), -(-width // 2)
     pixels = _pixels(jnp.pad(x, ((0, 0), (0, 2 * h - height), (0, 2 * w - width), (0, 0))))
-    # Kept: XLA would make what these are made of, and so their gradients, anew for each of the 16 and of the four.
+    # Kept, and so are their gradients: XLA would make anew what they are made of, for each of the 16 and of the four.
     tiles = kept(_both_ways(_image_form, pixels))
     products = _products([matrix(tile) for row in tiles for tile in row], _transformed(kernel))
     values = [product.reshape(n, h, w, -1) for product in products]
