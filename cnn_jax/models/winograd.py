@@ -24,7 +24,9 @@ WIDE = 128
 def suits_winograd(places: Places, x: jax.Array, kernel: jax.Array) -> bool:
     """Whether `winograd` computes this convolution, and is faster."""
     laid = Places(stride=1, dilation=1, groups=1, pads=((1, 1), (1, 1)))
-    much = min(kernel.shape[2:]) >= CHANNELS and x.size * kernel.shape[3] >= WORK
+    n, height, width, channels = x.shape
+    images = n if isinstance(n, int) else 1  # an exported program takes any number of images
+    much = min(kernel.shape[2:]) >= CHANNELS and images * height * width * channels * kernel.shape[3] >= WORK
     return places == laid and len(kernel) == 3 and x.dtype == jnp.float32 and much
 
 

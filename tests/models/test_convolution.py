@@ -172,6 +172,17 @@ def test_products_are_saved_where_there_are_many_channels():
         assert "conv_general_dilated" in str(jax.make_jaxpr(partial(convolution, bias=None))(*few))
 
 
+@pytest.mark.parametrize("side", [14, 96])  # worth Winograd's scheme if there are many images, and for a single one
+def test_any_number_of_images(key, side):
+    keys = jax.random.split(key, 2)
+    x, kernel = jax.random.normal(keys[0], (2, side, side, 32)), jax.random.normal(keys[1], (3, 3, 32, 64))
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"n,{side},{side},32"), x.dtype)
+    exported = jax.export.export(jax.jit(partial(convolution, kernel=kernel, bias=None)))(shape)
+    expected = xlas(x, kernel, jnp.zeros(64))
+    np.testing.assert_allclose(exported.call(x), expected, atol=1e-4)
+    assert ("stablehlo.convolution" in exported.mlir_module()) == (side == 14)
+
+
 def test_a_gpu_sees_squares_of_pixels_where_there_are_few_channels():
     def kernels(channels, stride):
         x, kernel = jnp.ones((1, 16, 16, channels)), jnp.ones((7, 7, channels, 8))
