@@ -15,13 +15,14 @@ from cnn_jax.models import traced_for, winograd
 from cnn_jax.models.convolution import convolution
 
 # (channels, features, groups): one channel, where it is a sum over the kernel's places; no groups, once as if the
-# kernel were large, and once by fewer products; depthwise; groups of one channel with three features each; groups that
-# are seen together, and such that are not.
+# kernel were large, and twice by fewer products, of few channels and as if of many; depthwise; groups of one channel
+# with three features each; groups that are seen together, and such that are not.
 KINDS = {
     "one_channel": (1, 4, 1),
     "plain": (2, 4, 1),
     "large": (16, 4, 1),
     "winograd": (3, 4, 1),
+    "winograd_wide": (3, 4, 1),
     "depthwise": (3, 3, 3),
     "multiplied": (2, 6, 2),
     "grouped": (6, 4, 2),
@@ -33,6 +34,7 @@ FEW = [((8, 12), 3, 2, 1, "torch"), ((8, 9), 3, 1, 2, "same"), ((9, 11), 1, 2, 1
 GEOMETRIES = dict.fromkeys(KINDS, FEW) | {
     "one_channel": [*FEW, ((8, 12), 3, 1, 1, "torch"), ((6, 8), 5, 1, 1, "same"), ((9, 7), 4, 1, 1, "valid")],
     "winograd": [((8, 12), 3, 1, 1, "torch"), ((7, 9), 3, 1, 1, "same"), ((1, 2), 3, 1, 1, "torch")],
+    "winograd_wide": [((7, 9), 3, 1, 1, "same")],
     "plain": [*FEW, ((9, 9), 4, 4, 1, "valid"), ((7, 9), 4, 1, 1, "circular")],
     "large": [*FEW, ((9, 9), 4, 4, 1, "valid"), ((7, 9), 4, 1, 1, "circular"), ((8, 9), 3, 2, 2, "same")],
     "depthwise": [
@@ -68,6 +70,8 @@ def _few_channels(request, monkeypatch):
     if "winograd" in request.node.name:
         monkeypatch.setattr(winograd, "CHANNELS", 3)
         monkeypatch.setattr(winograd, "WORK", 1)
+    if "winograd_wide" in request.node.name:
+        monkeypatch.setattr(winograd, "WIDE", 3)
     if "large" in request.node.name:
         monkeypatch.setattr("cnn_jax.models.convolution.LARGE", 1)
 
@@ -95,7 +99,15 @@ def test_convolution_is_xlas(key, platform, kind):
 
 @pytest.mark.parametrize(
     ("kind", "stride"),
-    [("one_channel", 1), ("plain", 1), ("large", 2), ("winograd", 1), ("depthwise", 1), ("depthwise", 2)],
+    [
+        ("one_channel", 1),
+        ("plain", 1),
+        ("large", 2),
+        ("winograd", 1),
+        ("winograd_wide", 1),
+        ("depthwise", 1),
+        ("depthwise", 2),
+    ],
 )
 def test_derivatives_of_every_kind(key, kind, stride):
     """Forward over reverse, reverse twice, by one argument alone; in `scan`, `checkpoint`, and `vmap` of both kinds."""
