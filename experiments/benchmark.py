@@ -6,12 +6,13 @@
     python -m experiments.benchmark --peer torch --task zoo        # classifiers: a forward pass and a training step
     python -m experiments.benchmark --peer torch --task explain    # maps of what counted, beside captum and grad-cam
 
-Every contestant is a process of its own. They take turns in one run, a few steps each a round, so that all meet the
-same machine; what is printed is the median of the rounds and the middle half of them. PyTorch runs with the number of
-threads that is fastest for it, its large networks channels-last. On a CPU ours computes in float32, on a GPU in
-bfloat16. FLOPs of a step are three times those of the forward pass. `compilations` counts how often our step was
-compiled; a detector's batches hold from none to eight objects an image. The last line is one JSON object: measurement
--> numbers; ratios are the peer's time over ours. `--peer torch` needs the extra `peers`.
+Every contestant is a process of its own. They take turns in one run, a few steps each a round behind as many that do
+not count, so that all meet the same machine, and none in its caches what another left; what is printed is the median of
+the rounds and the middle half of them. PyTorch runs with the number of threads that is fastest for it, its large
+networks channels-last. On a CPU ours computes in float32, on a GPU in bfloat16. FLOPs of a step are three times those
+of the forward pass. `compilations` counts how often our step was compiled; a detector's batches hold from none to eight
+objects an image. The last line is one JSON object: measurement -> numbers; ratios are the peer's time over ours.
+`--peer torch` needs the extra `peers`.
 """
 
 import json

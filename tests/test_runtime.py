@@ -1,5 +1,6 @@
 """What `configure` sets is the process's own, so that most of these tests start one."""
 
+import json
 import os
 import platform
 import stat
@@ -79,6 +80,26 @@ print(held - runtime._held())
 """
     done = start(code, CNN_JAX_CACHE="", MALLOC_ARENA_MAX=None)
     assert int(done.stdout) > 60 * 2**20, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
+@pytest.mark.parametrize("virtual", [True, False])
+def test_on_a_virtual_machine_threads_keep_to_cores_of_their_own(virtual):
+    code = f"""
+import json, os
+from pathlib import Path
+from cnn_jax import runtime
+runtime._is_virtual = lambda: {virtual}
+runtime.configure(platform="cpu")
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+tasks = [task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text() == "tf_XLAEigen\\n"]
+print(json.dumps([sorted(os.sched_getaffinity(pid)) for pid in (0, *(int(task.name) for task in tasks))]))
+"""
+    done = start(code, CNN_JAX_CACHE="", XLA_FLAGS="", NPROC=None)
+    ours, *threads = json.loads(done.stdout)
+    assert ours == sorted(os.sched_getaffinity(0)), done.stderr  # Python's own is free
+    assert sorted(threads) == ([[core] for core in ours] if virtual else [ours] * len(ours))
 
 
 def test_the_cache_folder(tmp_path, monkeypatch):

@@ -132,13 +132,16 @@ class Contestant:
 def take_turns(
     contestants: dict[str, Contestant], commands: tuple[str, ...], steps: int, rounds: int, *, matmul: tuple[str, ...]
 ) -> tuple[dict[str, dict[str, list[float]]], float]:
-    """Milliseconds, {command: {name: one a round}}, and the least seconds in which those in `matmul` multiplied."""
+    """Milliseconds, {command: {name: one a round}}, and the least seconds in which those in `matmul` multiplied.
+
+    A turn begins with as much that is not timed: so caches hold what is the contestant's own, as in a long run.
+    """
     times, multiplied = {command: {name: [] for name in contestants} for command in commands}, []
-    for i in range(rounds + 1):  # the first warms up, and compiles ours
+    for _ in range(rounds):
         for name, contestant in contestants.items():
             for command in commands:
-                ms = 1000 * contestant.ask(f"{command} {steps}") / steps
-                times[command][name] += [ms] if i else []
+                contestant.ask(f"{command} {steps}")
+                times[command][name].append(1000 * contestant.ask(f"{command} {steps}") / steps)
             multiplied += [contestant.ask("matmul")] if name in matmul else []
     return times, min(multiplied, default=float("nan"))
 

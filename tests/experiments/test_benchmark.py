@@ -67,6 +67,20 @@ class Fixed:
         pass
 
 
+def test_what_another_left_in_the_caches_does_not_count():
+    last = []
+
+    class Cold:
+        def ask(self, command):
+            cold = last != [self, command]
+            last[:] = self, command
+            return 9.0 if cold else 0.5
+
+    times, product = contest.take_turns({"a": Cold(), "b": Cold()}, ("forward", "steps"), 5, 3, matmul=("b",))
+    assert times == {command: {"a": [100.0] * 3, "b": [100.0] * 3} for command in ("forward", "steps")}
+    assert product == 9.0
+
+
 def test_the_zoo_is_measured_in_both_directions(capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "Contestant", Fixed)
     monkeypatch.setattr(benchmark, "require", lambda *names: None)
