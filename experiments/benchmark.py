@@ -40,8 +40,8 @@ class Config:
     peer: Literal["torch"] | None = None
     models: tuple[str, ...] = ()  # of that task: simple_cnn; fcos_small and …; deeplabv3_resnet50; resnet18 and …
     batch_size: int | None = None  # 128 on a GPU and for simple_cnn, 8 for the zoo on a CPU; of the others 2 and 16
-    rounds: int = 12
-    steps: int = 10  # of each contestant, a round; of the large ones on a CPU 1
+    rounds: int = 6
+    steps: int = 10  # of each contestant, a round; of the large ones on a CPU 3
     epochs: int = 3  # of the whole program
     tiny: bool = False  # the same in less time, with numbers that say little
 
@@ -73,7 +73,7 @@ def steps(model: str, config: Config, rounds: int, gpu: bool) -> dict:
     work, precision = WORK[model], "bfloat16" if gpu else "float32"
     small = model in ("simple_cnn", "fcos_small")
     batch, side = config.batch_size or work.batch[gpu], work.side[gpu]
-    times = config.steps * (50 if gpu and small else 1) if gpu or small else 1
+    times = config.steps * (50 if gpu and small else 1) if gpu or small else min(config.steps, 3)
     if config.tiny:
         times, side = 1, min(side, 64)
     size = 8192 if gpu else 2048
