@@ -26,9 +26,9 @@ def configure(*, platform: str | None = None) -> None:
       share one arena of malloc's, which makes the compiler a quarter slower; `$MALLOC_ARENA_MAX` comes first. Malloc
       does not always find what was freed, so that a process comes to hold two to three times what a step needs; what
       is free goes back once it holds half of the machine's memory.
-    - On a virtual machine, each of XLA's threads on the CPU keeps to a core of its own. Linux there wakes those that
-      slept for a tenth of a second on one core, and takes 50 ms to part them (on 2 cores, MobileNetV2's forward pass
-      every fifth of a second: 47 ms so, 29 since).
+    - On a virtual machine, XLA's threads on the CPU wake on a core each. Left alone, Linux there wakes those that slept
+      for a tenth of a second on one core, and takes 50 ms to part them (on 2 cores, MobileNetV2's forward pass every
+      fifth of a second: 47 ms so, 31 since).
     - What Python has loaded so far it does not look through again for objects to free, and before it ends for none at
       all: JAX's are so many that this takes 0.1 s of the first step and 0.3 s at the end.
     - On a CPU, YNNPACK multiplies matrices, and convolutions are left to XLA's own kernels: by jaxlib's default it has
@@ -41,7 +41,7 @@ def configure(*, platform: str | None = None) -> None:
     atexit.register(gc.freeze)
     import jax
 
-    _settle()
+    _wake_apart()
     gc.freeze()
     if platform:
         if platform not in PLATFORMS:
@@ -95,17 +95,33 @@ def _watch(most: int) -> None:
 
 
 @cache
-def _settle() -> None:
-    """Gives each of XLA's threads on the CPU a core of its own, once they are there, if the machine is virtual."""
-    from jax import monitoring
+def _wake_apart() -> None:
+    """While XLA's threads on the CPU sleep, each is bound to a core of its own; once they work they are free again.
 
-    settled = not _is_virtual()
+    Bound for good, they are slower beside another program: two trainings on 2 cores took 31 ms a step for 24.
+    """
 
-    def settle(*_: object, **__: object) -> None:
-        nonlocal settled
-        settled = settled or _pin_workers()
+    def watch():
+        workers, spent, bound = [], 0.0, False
+        while True:
+            time.sleep(0.05 if workers else 0.5)
+            cores = sorted(os.sched_getaffinity(0))
+            try:
+                workers = workers or _workers()
+                if len(workers) != len(cores):
+                    workers = []
+                    continue
+                before, spent = spent, sum(map(_worked, workers))
+                asleep = spent == before
+                if bound != asleep:
+                    for worker, core in zip(workers, cores, strict=True):
+                        os.sched_setaffinity(worker, {core} if asleep else cores)
+                    bound = asleep
+            except OSError:  # a thread has ended, or a core was taken from the process
+                workers, bound = [], False
 
-    monitoring.register_event_duration_secs_listener(settle)  # called whenever JAX has traced or compiled something
+    if _is_virtual():
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _is_virtual() -> bool:
@@ -116,20 +132,15 @@ def _is_virtual() -> bool:
         return False
 
 
-def _pin_workers() -> bool:
-    """Whether there were as many as cores, and now each has its own."""
-    cores = sorted(os.sched_getaffinity(0))
-    try:
-        tasks = Path("/proc/self/task").iterdir()
-        threads = sorted(int(task.name) for task in tasks if (task / "comm").read_text() == "tf_XLAEigen\n")
-        if len(threads) != len(cores):
-            return False
-        # In each process from another core on: where two have work for one thread alone, it need not be on the same.
-        for i, thread in enumerate(threads, start=os.getpid()):
-            os.sched_setaffinity(thread, {cores[i % len(cores)]})
-    except OSError:  # a thread that has ended meanwhile, or a core that was taken from the process
-        return False
-    return True
+def _workers() -> list[int]:
+    """Linux's numbers of XLA's threads on the CPU."""
+    tasks = Path("/proc/self/task").iterdir()
+    return sorted(int(task.name) for task in tasks if (task / "comm").read_text() == "tf_XLAEigen\n")
+
+
+def _worked(thread: int) -> float:
+    """Seconds that a thread has had of a core, by its own clock: see clock_getcpuclockid(3)."""
+    return time.clock_gettime(~thread << 3 | 6)
 
 
 def _held() -> int:

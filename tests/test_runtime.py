@@ -84,22 +84,31 @@ print(held - runtime._held())
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
 @pytest.mark.parametrize("virtual", [True, False])
-def test_on_a_virtual_machine_threads_keep_to_cores_of_their_own(virtual):
+def test_on_a_virtual_machine_sleeping_threads_are_bound_to_cores_of_their_own(virtual):
     code = f"""
-import json, os
-from pathlib import Path
+import json, os, time
 from cnn_jax import runtime
 runtime._is_virtual = lambda: {virtual}
 runtime.configure(platform="cpu")
-import jax
-jax.jit(lambda x: x + 1)(1.0)
-tasks = [task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text() == "tf_XLAEigen\\n"]
-print(json.dumps([sorted(os.sched_getaffinity(pid)) for pid in (0, *(int(task.name) for task in tasks))]))
+import jax, jax.numpy as jnp
+
+def affinities():
+    return sorted(sorted(os.sched_getaffinity(thread)) for thread in runtime._workers())
+
+x = jnp.ones((1000, 1000))
+products = jax.jit(lambda x: jax.lax.fori_loop(0, 10**6, lambda i, x: x @ x / 1000, x)).lower(x).compile()
+time.sleep(2)
+asleep = affinities()
+products(x)  # takes minutes; nobody waits
+time.sleep(1)
+print(json.dumps([sorted(os.sched_getaffinity(0)), asleep, affinities()]), flush=True)
+os._exit(0)
 """
     done = start(code, CNN_JAX_CACHE="", XLA_FLAGS="", NPROC=None)
-    ours, *threads = json.loads(done.stdout)
-    assert ours == sorted(os.sched_getaffinity(0)), done.stderr  # Python's own is free
-    assert sorted(threads) == ([[core] for core in ours] if virtual else [ours] * len(ours))
+    assert done.returncode == 0, done.stderr
+    cores, asleep, at_work = json.loads(done.stdout)
+    assert asleep == ([[core] for core in cores] if virtual else [cores] * len(cores))
+    assert at_work == [cores] * len(cores)
 
 
 def test_the_cache_folder(tmp_path, monkeypatch):
