@@ -8,11 +8,12 @@
 
 Every contestant is a process of its own. They take turns in one run, a few steps each a round behind as many that do
 not count, so that all meet the same machine, and none in its caches what another left; what is printed is the median of
-the rounds and the middle half of them. PyTorch runs with the number of threads that is fastest for it, its large
-networks channels-last. On a CPU ours computes in float32, on a GPU in bfloat16. FLOPs of a step are three times those
-of the forward pass. `compilations` counts how often our step was compiled; a detector's batches hold from none to eight
-objects an image. The last line is one JSON object: measurement -> numbers; ratios are the peer's time over ours.
-`--peer torch` needs the extra `peers`.
+the rounds and the middle half of them. Small networks on a CPU are started three times, for a program is not as fast in
+every process: PyTorch's step of SimpleCNN takes 18 to 30 ms, by how much memory it gives back to the system and takes
+again. PyTorch runs with the number of threads that is fastest for it, its large networks channels-last. On a CPU ours
+computes in float32, on a GPU in bfloat16. FLOPs of a step are three times those of the forward pass. `compilations`
+counts how often our step was compiled; a detector's batches hold from none to eight objects an image. The last line is
+one JSON object: measurement -> numbers; ratios are the peer's time over ours. `--peer torch` needs the extra `peers`.
 """
 
 import json
@@ -29,7 +30,8 @@ from cnn_jax.errors import unknown
 from cnn_jax.reporting.trackers import plain
 from cnn_jax.run import environment
 from experiments.peers import require
-from experiments.peers.contest import WORK, ZOO, Contestant, compared, milliseconds, show, take_turns, torch_rivals
+from experiments.peers.contest import Contestant, compared, milliseconds, show, take_turns
+from experiments.peers.work import WORK, ZOO, torch_rivals
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Config:
     peer: Literal["torch"] | None = None
     models: tuple[str, ...] = ()  # of that task: simple_cnn; fcos_small and …; deeplabv3_resnet50; resnet18 and …
     batch_size: int | None = None  # 128 on a GPU and for simple_cnn, 8 for the zoo on a CPU; of the others 2 and 16
-    rounds: int = 6
+    rounds: int = 6  # of each process
     steps: int = 10  # of each contestant, a round; of the large ones on a CPU 3
     epochs: int = 3  # of the whole program
     tiny: bool = False  # the same in less time, with numbers that say little
@@ -73,45 +75,47 @@ def steps(model: str, config: Config, rounds: int, gpu: bool) -> dict:
     work, precision = WORK[model], "bfloat16" if gpu else "float32"
     small = model in ("simple_cnn", "fcos_small")
     batch, side = config.batch_size or work.batch[gpu], work.side[gpu]
-    times = config.steps * (50 if gpu and small else 1) if gpu or small else min(config.steps, 3)
+    each = config.steps * (50 if gpu and small else 1) if gpu or small else min(config.steps, 3)
     if config.tiny:
-        times, side = 1, min(side, 64)
+        each, side = 1, min(side, 64)
     size = 8192 if gpu else 2048
     common = {"model": model, "batch_size": batch, "side": side, "matmul_size": size}
     images = 60_000 if model == "simple_cnn" and not config.tiny else 4 * batch
     settings = {"ours": ("ours", {"precision": precision, "images": images})}
     rivals = torch_rivals(model, gpu) if config.peer else {}
     settings |= {name: ("torch_step", how) for name, how in rivals.items()}
-    # On a CPU one after the other, for they find out their threads; PyTorch's compiler takes a minute for each.
-    with ThreadPoolExecutor(len(settings) if gpu else 1) as pool:
-        contestants = pool.map(lambda of: Contestant(of[0], **common, **of[1]), settings.values())
-        contestants = dict(zip(settings, contestants, strict=True))
-    zoo = config.task == "zoo"
-    commands = {"forward": ("forward pass", 1)} if zoo else {}
+    commands = {"forward": ("forward pass", 1)} if config.task == "zoo" else {}
     commands["steps"] = ("training step", 3)  # passes through the network
-    multiply = ("ours", "torch_eager") if not gpu else (*contestants,)
-    taken, product = take_turns(contestants, (*commands,), times, rounds, matmul=multiply)
-    peak = 2 * size**3 / product
-    threads = {name: x.about["threads"] for name, x in contestants.items() if x.about.get("threads")}
-    notes = {name: f"{count} threads" for name, count in threads.items()}
+    multiply = ("ours", "torch_eager") if not gpu else (*settings,)
+    sittings = []
+    for _ in range(3 if small and not gpu and not config.tiny else 1):
+        # On a CPU one after the other, for they find out their threads; PyTorch's compiler takes a minute for each.
+        with ThreadPoolExecutor(len(settings) if gpu else 1) as pool:
+            contestants = pool.map(lambda of: Contestant(of[0], **common, **of[1]), settings.values())
+            contestants = dict(zip(settings, contestants, strict=True))
+        sittings.append(take_turns(contestants, (*commands,), each, rounds, matmul=multiply))
+        compilations = int(contestants["ours"].ask("compilations"))
+        for contestant in contestants.values():
+            contestant.close()
+    peak = 2 * size**3 / min(product for _, product in sittings)
+    notes = {name: f"{count} threads" for name, x in contestants.items() if (count := x.about.get("threads"))}
     results = {}
     for command, (what, passes) in commands.items():
-        result = compared(taken[command]) | {"batch_size": batch, "side": side}
+        taken = {name: [ms for times, _ in sittings for ms in times[command][name]] for name in settings}
+        result = compared(taken) | {"batch_size": batch, "side": side}
         result |= {"images_per_second": 1000 * batch / result["ours_ms"], "gflops_peak": peak / 1e9}
         flops = passes * contestants["ours"].about["flops"] * batch
         result["share_of_peak"] = 1000 * flops / result["ours_ms"] / peak
         if command == "steps":
-            result["compilations"] = int(contestants["ours"].ask("compilations"))
+            result["compilations"] = compilations
         if gpu and model == "simple_cnn":
             result["epoch_of_60000_ms"] = result["ours_ms"] * 60_000 / batch
-        show(f"{model}: one {what}, batch {batch} of {side}×{side}, ours in {precision}", taken[command], notes)
+        show(f"{model}: one {what}, batch {batch} of {side}×{side}, ours in {precision}", taken, notes)
         print(
             f"{result['images_per_second']:,.0f} images/s; {result['share_of_peak']:.0%} of the "
             f"{peak / 1e9:,.0f} GFLOP/s that multiplying {size}×{size} matrices reaches here\n"
         )
         results[f"{model}_{command.removesuffix('s')}"] = result
-    for contestant in contestants.values():
-        contestant.close()
     return results
 
 

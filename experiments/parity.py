@@ -25,8 +25,8 @@ from cnn_jax.reporting.trackers import plain
 from cnn_jax.run import environment
 from cnn_jax.tasks import boxes
 from experiments.peers import coco_cases, require
-from experiments.peers.contest import WORK, random_data
 from experiments.peers.differences import compared, told
+from experiments.peers.work import WORK, random_data
 
 # Side of the images, and how many.
 NETWORKS = {"resnet18": (64, 4), "resnet50": (64, 4), "fcos_resnet50_fpn": (256, 2), "deeplabv3_resnet50": (64, 4)}

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax import analysis, models, tasks
-from experiments.peers.contest import random_batch
 from experiments.peers.published import PUBLISHED, Published
+from experiments.peers.work import random_batch
 
 # Side and channels of the images that these are made for; they have 10 classes.
 SMALL = {"simple_cnn": (28, 1), "resnet9": (32, 3), "wide_resnet16_4": (32, 3)}

@@ -3,7 +3,8 @@
 import time
 from functools import partial
 
-from experiments.peers.contest import WORK, random_data, serve
+from experiments.peers.contest import serve
+from experiments.peers.work import WORK, random_data
 
 
 def work(*, model: str, batch_size: int, side: int, precision: str, images: int, matmul_size: int) -> None:

@@ -1,6 +1,7 @@
 """Our maps of what counted, timed for `experiments.benchmark --task explain`."""
 
-from experiments.peers.contest import EXPLAINED, serve, timed
+from experiments.peers.contest import serve, timed
+from experiments.peers.work import EXPLAINED
 
 
 def work() -> None:

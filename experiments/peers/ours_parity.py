@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cnn_jax import models, tasks
-from experiments.peers.contest import WORK
+from experiments.peers.work import WORK
 
 
 class Ours(NamedTuple):

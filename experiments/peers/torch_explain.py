@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from experiments.peers import torch_models
-from experiments.peers.contest import EXPLAINED, serve, timed
+from experiments.peers.contest import serve, timed
+from experiments.peers.work import EXPLAINED
 
 
 def work(*, threads: int) -> None:

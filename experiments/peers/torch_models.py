@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from experiments.peers.contest import WORK
+from experiments.peers.work import WORK
 
 
 @cache

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from experiments.peers import torch_models
-from experiments.peers.contest import WORK
+from experiments.peers.work import WORK
 
 
 def network(name: str, side: int) -> nn.Module:

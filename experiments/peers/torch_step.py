@@ -9,7 +9,8 @@ import time
 import torch
 
 from experiments.peers import torch_models
-from experiments.peers.contest import random_data, serve
+from experiments.peers.contest import serve
+from experiments.peers.work import random_data
 
 
 def work(*, model: str, batch_size: int, side: int, bfloat16: bool, compiled: bool, matmul_size: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from cnn_jax.errors import InputError
 from experiments import benchmark
-from experiments.peers import contest
+from experiments.peers import contest, work
 
 
 def test_ratios_are_the_peers_time_over_ours():
@@ -39,7 +39,7 @@ def test_alone(capsys, monkeypatch):
 @pytest.mark.slow
 def test_the_number_of_objects_compiles_nothing_anew(capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    objects = contest.random_data("fcos_small", 16, 64)["objects"].sum(1)
+    objects = work.random_data("fcos_small", 16, 64)["objects"].sum(1)
     assert set(objects) == set(range(9))
     found = last_line(capsys, batch_size=4, task="detect", models=("fcos_small",))
     assert set(found) == {"fcos_small_step", "machine"}
@@ -93,6 +93,30 @@ def test_the_zoo_is_measured_in_both_directions(capsys, monkeypatch):
         # A product takes 2·2048³ FLOPs and here as many nanoseconds: 1 GFLOP/ms; the network's 4 GFLOPs take 10 ms.
         assert of["gflops_peak"] == pytest.approx(1000)
         assert of["share_of_peak"] == pytest.approx(0.4)
+
+
+def test_small_networks_are_measured_in_three_processes(capsys, monkeypatch):
+    started = []
+
+    class Process:
+        about = {"flops": 10**6}  # noqa: RUF012
+
+        def __init__(self, module, **settings):
+            started.append(module)
+            self.ms = {1: 5, 2: 80, 3: 10}[len(started)]
+
+        def ask(self, command):
+            what, *times = command.split()
+            return {"compilations": 1, "matmul": self.ms, "steps": self.ms / 1000 * int([*times, 1][0])}[what]
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(benchmark, "Contestant", Process)
+    found = benchmark.steps("simple_cnn", benchmark.Config(), 2, gpu=False)["simple_cnn_step"]
+    assert started == ["ours"] * 3
+    assert found["ours_ms"] == pytest.approx(10)
+    assert found["gflops_peak"] == pytest.approx(2 * 2048**3 / 5 / 1e9)
 
 
 def test_a_model_of_another_task():
