@@ -25,10 +25,10 @@ from experiments.claims.lab import Lab, several
 
 WAYS = {
     "max, flattened": {},
-    "blur, flattened": {"pooling": "blur"},
-    "adaptive, flattened": {"pooling": "aps"},
     "max, averaged": {"head": "average"},
+    "blur, flattened": {"pooling": "blur"},
     "blur, averaged": {"pooling": "blur", "head": "average"},
+    "adaptive, flattened": {"pooling": "aps"},
     "adaptive, averaged": {"pooling": "aps", "head": "average"},
 }
 STAGES = ("conv1", "conv2", "logits")

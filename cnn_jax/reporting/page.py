@@ -74,11 +74,14 @@ def write(
     folder = Path(folder)
     draw = drawing(folder)
     config, history = json.loads((folder / "config.json").read_text()), read_metrics(folder / "metrics.jsonl")
+    layers = description.layers
+    again = len({name for name, *_ in layers}) < len(layers)
     network = [
         Table(
             LAYER_HEADER,
-            _layer_rows(description.layers),
-            "FLOPs of one image: two for each multiplication and addition.",
+            _layer_rows(layers),
+            "FLOPs of one image: two for each multiplication and addition."
+            + " A layer that runs again has its parameters in its first row." * again,
         ),
         f"{int(summary['parameters']):,} parameters, {int(summary['trainable_parameters']):,} of them trained.",
     ]

@@ -106,10 +106,10 @@ def _blocks(blocks: Sequence[Block]) -> str:
     html, figures = [], []
     for block in [*blocks, None]:  # the end closes a row of figures too
         if isinstance(block, Figure):
-            figures.append(_figure(block))
+            figures.append(block)
             continue
         if figures:
-            html.append(f'<div class="figures">\n{"".join(figures)}</div>\n')
+            html.append(_figures(figures))
             figures = []
         if block is not None:
             html.append(_block(block))
@@ -162,15 +162,24 @@ def _table(table: Table) -> str:
     )
 
 
-def _figure(figure: Figure) -> str:
+def _figures(figures: Sequence[Figure]) -> str:
+    """Row by row where all are of one size; others lie column by column, where they leave fewer gaps."""
+    drawn, sizes = zip(*map(_figure, figures), strict=True)
+    rows = " rows" if len(set(sizes)) == 1 else ""
+    return f'<div class="figures{rows}">\n{"".join(drawn)}</div>\n'
+
+
+def _figure(figure: Figure) -> tuple[str, tuple[int, int]]:
+    """And its width and height."""
     png = Path(figure.path).read_bytes()
     width, height = _png_size(png, figure.path)
     kind = ' class="wide"' if width > 500 else ""  # than a column is
-    return (
+    html = (
         f'<figure{kind} style="width:{width}px"><img src="data:image/png;base64,{base64.b64encode(png).decode()}" '
         f'width="{width}" height="{height}" '
         f'alt="{escape(figure.alt or figure.caption)}"><figcaption>{escape(figure.caption)}</figcaption></figure>\n'
     )
+    return html, (width, height)
 
 
 def _png_size(png: bytes, path) -> tuple[int, int]:
@@ -259,8 +268,9 @@ tbody tr:last-child > * { border-bottom: 0; }
 .number { text-align: right; }
 .number, .short { white-space: nowrap; }
 .figures { columns: 2 400px; column-gap: 1rem; margin: 0 0 .25rem; }
+.figures.rows { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); }
 figure { margin: 0 0 1rem; max-width: 100%; break-inside: avoid; }
-figure.wide { column-span: all; }
+figure.wide { column-span: all; grid-column: 1 / -1; }
 figure img {
   display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: .6rem; background: #fff;
 }
@@ -293,6 +303,7 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
   h2, summary { break-after: avoid; }
   .table { overflow: visible; }
   .figures { columns: 2 7cm; }
+  .figures.rows { grid-template-columns: 1fr 1fr; }
   figure img { filter: none; max-height: 22cm; width: auto; }
   details::details-content { content-visibility: visible; }
 }

@@ -33,6 +33,7 @@ def test_what_a_run_leaves(run):
     assert {"samples", "counts", "detections", "precision_recall", "misses", "curves"} <= figures
     html = (folder / "report.html").read_text()
     assert "COCO" in html
+    assert "A layer that runs again" in html  # the head, on each floor of the pyramid
     assert "python -m experiments.detect --tiny" in re.sub("<[^>]+>", "", html)
 
 

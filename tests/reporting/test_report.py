@@ -91,6 +91,13 @@ def test_wide_pictures_stand_across_the_page(tmp_path, png):
     assert [figure.get("class") for figure in page.all("figure")] == [None, "wide"]
 
 
+def test_pictures_of_one_size_are_read_row_by_row(tmp_path, png):
+    other = plots.save(plots.image_grid(np.zeros((1, 8, 4), np.uint8)), tmp_path / "figures/other.png")
+    blocks = [Figure(png, "a"), Figure(png, "b"), "and", Figure(png, "c"), Figure(other, "d")]
+    path = write_report(tmp_path / "report.html", title="t", summary=[], sections=[Section("s", blocks)])
+    assert [of.get("class") for of in Checker(path.read_text()).all("div")] == ["figures rows", "figures"]
+
+
 def test_numbers_of_a_table_are_flush_right(tmp_path):
     table = Table(["name", "share", "count", "text"], [["a", 0.5, 1200, "x"], ["b", 0.25, 7, "1 y"]])
     source = write_report(tmp_path / "r.html", title="t", summary=[table], sections=[]).read_text()
