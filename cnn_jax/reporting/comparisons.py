@@ -65,6 +65,8 @@ def lines(
         axes.set_xscale("log")
         axes.set_xticks(places)
         axes.minorticks_off()
+    elif (places == places.round()).all():
+        axes.locator_params(axis="x", integer=True)
     axes.xaxis.set_major_formatter(short_number)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
