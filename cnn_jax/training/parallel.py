@@ -63,14 +63,23 @@ class Parallel:
         donated = () if donate is None else donate
         if self.mode == "jit":
             everywhere = NamedSharding(self.mesh, PartitionSpec())
-            return jax.jit(build(None), out_shardings=everywhere, donate_argnums=donated)
-        axes = tuple(0 if on_devices else None for on_devices in split)
-        devices = list(self.mesh.devices.flat)
-        return jax.pmap(build("data"), "data", in_axes=axes, donate_argnums=donated, devices=devices)
+            compiled = jax.jit(build(None), out_shardings=everywhere, donate_argnums=donated)
+        else:
+            axes = tuple(0 if on_devices else None for on_devices in split)
+            devices = list(self.mesh.devices.flat)
+            compiled = jax.pmap(build("data"), "data", in_axes=axes, donate_argnums=donated, devices=devices)
+        if self.devices == 1 or self.mesh.devices.flat[0].platform != "cpu":
+            return compiled
+        # The devices of a CPU have a thread each between them. Programs that wait for the one before take them from it,
+        # and where it needs all at once, to sum over the devices, XLA waits for 40 seconds and ends the process.
+        return lambda *args: jax.block_until_ready(compiled(*args))
 
     def one(self, tree: PyTree) -> PyTree:
         """A replicated tree as one copy."""
-        return tree if self.mode == "jit" else jax.tree.map(lambda x: x[0], tree)
+        if self.mode == "jit":
+            return tree
+        # The first device's own: an index into the whole array would be a program on all devices, with a sum over them.
+        return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
 
     def parts(self, tree: PyTree) -> list[PyTree]:
         """A result with one entry an example, or a device, as host arrays: one tree, or one a device."""

@@ -10,6 +10,7 @@ import pytest
 from cnn_jax import models, tasks, training
 from cnn_jax.errors import InputError
 from cnn_jax.models.resnet import ResNet
+from cnn_jax.training.parallel import MODES
 
 CLASSES, N = 4, 16
 RNG = np.random.default_rng(0)
@@ -69,6 +70,26 @@ def test_evaluation_drops_nothing_and_counts_nothing_twice():
         assert found["count"] == 13
         assert found["accuracy"] == (logits.argmax(1) == data["label"]).mean()
         np.testing.assert_allclose(found["loss"], -log_p[np.arange(13), data["label"]].mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_copy_of_what_all_devices_hold(mode):
+    over = training.parallel(mode)
+    held = over.replicate({"a": np.arange(6.0).reshape(2, 3), "b": np.float32(7)})
+    one = over.one(held)
+    np.testing.assert_array_equal(one["a"], np.arange(6).reshape(2, 3))
+    assert one["b"] == 7
+    if mode == "pmap":  # made without a program on all devices
+        assert {device for x in one.values() for device in x.devices()} == {jax.devices()[0]}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_programs_on_many_devices_of_a_cpu_run_one_at_a_time(mode):
+    over = training.parallel(mode)
+    slow = over.compile(
+        lambda axis: lambda x: jax.lax.fori_loop(0, 50, lambda i, y: jnp.sin(y @ y), x), split=(True,), donate=None
+    )
+    assert jax.tree.all(jax.tree.map(lambda y: y.is_ready(), slow(over.replicate(np.ones((300, 300), np.float32)))))
 
 
 def test_devices_augment_with_keys_of_their_own():
