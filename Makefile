@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two processes; a file's tests stay in one, where they share what was compiled. In their order, the longest are not last.
 # Most of their time is the compiler's, which is faster where its threads do not share one arena of malloc's.
-PYTEST := MALLOC_ARENA_MAX=8 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Where a process of the tests ends, that is a failure: a new one in its place can leave the rest waiting for ever.
+PYTEST := MALLOC_ARENA_MAX=8 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: mnist test slow parity parity-whole lint clean
 
