@@ -9,7 +9,7 @@
 Every contestant is a process of its own. They take turns in one run, a few steps each a round behind as many that do
 not count, so that all meet the same machine, and none in its caches what another left; what is printed is the median of
 the rounds and the middle half of them. Small networks on a CPU are started three times, for a program is not as fast in
-every process: PyTorch's step of SimpleCNN takes 18 to 30 ms, by how much memory it gives back to the system and takes
+every process: PyTorch's step of SimpleCNN takes 18 to 31 ms, by how much memory it gives back to the system and takes
 again. PyTorch runs with the number of threads that is fastest for it, its large networks channels-last. On a CPU ours
 computes in float32, on a GPU in bfloat16. FLOPs of a step are three times those of the forward pass. `compilations`
 counts how often our step was compiled; a detector's batches hold from none to eight objects an image. The last line is

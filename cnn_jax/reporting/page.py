@@ -75,14 +75,11 @@ def write(
     draw = drawing(folder)
     config, history = json.loads((folder / "config.json").read_text()), read_metrics(folder / "metrics.jsonl")
     layers = description.layers
-    again = len({name for name, *_ in layers}) < len(layers)
+    note = "FLOPs of one image: two for each multiplication and addition."
+    if len({name for name, *_ in layers}) < len(layers):
+        note += " A layer that runs again has its parameters in its first row."
     network = [
-        Table(
-            LAYER_HEADER,
-            _layer_rows(layers),
-            "FLOPs of one image: two for each multiplication and addition."
-            + " A layer that runs again has its parameters in its first row." * again,
-        ),
+        Table(LAYER_HEADER, _layer_rows(layers), note),
         f"{int(summary['parameters']):,} parameters, {int(summary['trainable_parameters']):,} of them trained.",
     ]
     train = [record for record in history if record.get("split") == "train"]

@@ -170,7 +170,7 @@ def _figures(figures: Sequence[Figure]) -> str:
 
 
 def _figure(figure: Figure) -> tuple[str, tuple[int, int]]:
-    """And its width and height."""
+    """Its HTML, and its width and height in the page's pixels."""
     png = Path(figure.path).read_bytes()
     width, height = _png_size(png, figure.path)
     kind = ' class="wide"' if width > 500 else ""  # than a column is
