@@ -5,8 +5,8 @@
     python -m experiments.detect --dataset photos/annotations.json --image-size 512 --model fcos_resnet50_fpn
 
 The data set is `scenes/NAME`, scenes made of the items of that set; a JSON file in COCO's form, beside its images; or a
-prepared set of tensorflow-datasets with boxes. The defaults reach AP 0.795 and AP50 0.980 of the test scenes (seed 0;
-9 minutes on 2 CPU cores; jax 0.10.2, flax 0.12.8).
+prepared set of tensorflow-datasets with boxes. The defaults take about 9 minutes on 2 CPU cores; README says what they
+reach.
 """
 
 from dataclasses import dataclass

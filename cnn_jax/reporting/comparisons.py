@@ -82,6 +82,7 @@ def heat_map(values: np.ndarray, reach: int):
     edge = reach + 0.5
     drawn = axes.imshow(100 * np.asarray(values), cmap="viridis", extent=(-edge, edge, edge, -edge))
     axes.grid(False)
+    axes.locator_params(integer=True)
     axes.set_xlabel("to the right, pixels")
     axes.set_ylabel("down, pixels")
     figure.colorbar(drawn, ax=axes, shrink=0.85)
