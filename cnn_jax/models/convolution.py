@@ -11,7 +11,7 @@ from cnn_jax.errors import unknown
 from cnn_jax.models.depthwise import depthwise
 from cnn_jax.models.places import Places, exact, matrix, padded, seen, spread, views
 from cnn_jax.models.platform import on_cpu, on_gpu
-from cnn_jax.models.winograd import suits_winograd, winograd
+from cnn_jax.models.winograd import CHANNELS, suits_winograd, winograd
 from cnn_jax.models.xla import kept, linear
 
 PADDINGS = ("torch", "same", "valid", "circular")
@@ -31,8 +31,8 @@ def convolution(
     """The sum over the kernel's places: [N,h,w,features].
 
     On a CPU and on a GPU it is arranged in other ways than XLA's own, with the same value up to float32 rounding and
-    derivatives of every order: see `_ordered`, `winograd`, `_one_channel`, `_product`, `depthwise` and `_grouped`, and
-    for a GPU `_one_channel`, `_of_squares` and `_in_view`.
+    derivatives of every order: see `_ordered`, `winograd`, `_one_channel`, `_product`, `_within`, `depthwise` and
+    `_grouped`, and for a GPU `_one_channel`, `_of_squares` and `_in_view`.
 
     Args:
         x: [N,H,W,C].
@@ -67,7 +67,11 @@ def _arrangement(places: Places, x: jax.Array, kernel: jax.Array) -> Callable[..
     if on_cpu():
         if places.groups > 1:
             return depthwise if places.groups == channels == kernel.shape[-1] else _grouped
-        return _product if side == 1 else winograd if suits_winograd(places, x, kernel) else _ordered
+        if side == 1:
+            return _product
+        if _meets_little(places, x, kernel):
+            return _within
+        return winograd if suits_winograd(places, x, kernel) else _ordered
     if on_gpu():
         if places.groups > 1:
             return _in_view
@@ -148,6 +152,46 @@ def _product(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     x = x[:, :: places.stride, :: places.stride]
     return (matrix(x) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+
+
+def _within(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution with stride 1, as a product for each number of the kernel, with the pixels that it meets.
+
+    XLA multiplies the zeros around the images as well. Of two images of 32×32×2048, with 256 features and a dilation of
+    24, it takes 51 ms, and 174 with the gradients; this takes 16 and 54.
+    """
+    (height, rows), (width, columns) = _meetings(places, x, len(kernel))
+    terms = []
+    for i, top, bottom, down in rows:
+        for j, left, right, along in columns:
+            view = x[:, top + down : bottom + down, left + along : right + along]
+            around = ((0, 0), (top, height - bottom), (left, width - right), (0, 0))
+            terms.append(jnp.pad(_product(places, view, kernel[i : i + 1, j : j + 1]), around))
+    return sum(terms)
+
+
+def _meets_little(places: Places, x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether `_within` computes this convolution, and saves at least a third of the products."""
+    side = len(kernel)
+    share = 1.0
+    for there, meetings in _meetings(places, x, side):
+        share *= sum(end - first for _, first, end, _ in meetings) / max(side * there, 1)
+    much = min(kernel.shape[2:]) >= CHANNELS
+    return places.stride == 1 and x.dtype == jnp.float32 and much and 0 < share <= 2 / 3
+
+
+def _meetings(places: Places, x: jax.Array, side: int) -> list[tuple[int, list[tuple[int, int, int, int]]]]:
+    """Along both axes how many places there are, for a stride of 1, and which numbers of the kernel meet pixels.
+
+    Of each that does its index, the first place where it does, the one after the last, and how far on the pixels are.
+    """
+    axes = []
+    for (before, after), length in zip(places.pads, x.shape[1:3], strict=True):
+        there = before + length + after - places.dilation * (side - 1)
+        ahead = [places.dilation * i - before for i in range(side)]
+        spans = [(i, max(0, -far), min(there, length - far), far) for i, far in enumerate(ahead)]
+        axes.append((there, [span for span in spans if span[1] < span[2]]))
+    return axes
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

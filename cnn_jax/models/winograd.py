@@ -23,7 +23,8 @@ WIDE = 128
 
 def suits_winograd(places: Places, x: jax.Array, kernel: jax.Array) -> bool:
     """Whether `winograd` computes this convolution, and is faster."""
-    laid = Places(stride=1, dilation=1, groups=1, pads=((1, 1), (1, 1)))
+    beyond = (places.dilation,) * 2
+    laid = Places(stride=1, dilation=places.dilation, groups=1, pads=(beyond, beyond))
     n, height, width, channels = x.shape
     images = n if isinstance(n, int) else 1  # an exported program takes any number of images
     much = min(kernel.shape[2:]) >= CHANNELS and images * height * width * channels * kernel.shape[3] >= WORK
@@ -31,12 +32,14 @@ def suits_winograd(places: Places, x: jax.Array, kernel: jax.Array) -> bool:
 
 
 def winograd(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution with stride 1 and one pixel of padding, in 16 products where a plain one has 36.
+    """A convolution with stride 1 and a padding as wide as its dilation, in 16 products where a plain one has 36.
 
     Tiles of 4×4 pixels, each two pixels from the last, give 2×2 places. All numbers in its matrices are 1, ½ or their
     negatives, so in float32 it is as exact as a plain sum. The gradients have 16 products each too, and share their
     form of the gradient of the places. Training holds the tiles, four times the numbers of the image.
     """
+    if places.dilation > 1:
+        return _dilated(places, x, kernel)
     n, height, width, _ = x.shape
     h, w = -(-height // 2), -(-width // 2)
     pixels = _pixels(jnp.pad(x, ((0, 0), (0, 2 * h - height), (0, 2 * w - width), (0, 0))))
@@ -45,6 +48,17 @@ def winograd(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
     products = _products([matrix(tile) for row in tiles for tile in row], _transformed(kernel))
     values = [product.reshape(n, h, w, -1) for product in products]
     return spread(kept(_both_ways(_place_form, [values[i : i + 4] for i in range(0, 16, 4)])))[:, :height, :width]
+
+
+def _dilated(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """With a dilation of d every d-th pixel belongs to an image of its own, on which the kernel is not dilated."""
+    step, (n, height, width, channels) = places.dilation, x.shape
+    h, w = -(-height // step), -(-width // step)
+    x = jnp.pad(x, ((0, 0), (0, step * h - height), (0, step * w - width), (0, 0)))
+    x = x.reshape(n, h, step, w, step, channels).transpose(0, 2, 4, 1, 3, 5).reshape(-1, h, w, channels)
+    y = winograd(places._replace(dilation=1), x, kernel)
+    y = y.reshape(n, step, step, h, w, -1).transpose(0, 3, 1, 4, 2, 5).reshape(n, step * h, step * w, -1)
+    return y[:, :height, :width]
 
 
 def _transformed(kernel: jax.Array) -> list[jax.Array]:

@@ -15,14 +15,16 @@ from cnn_jax.models import traced_for, winograd
 from cnn_jax.models.convolution import convolution
 
 # (channels, features, groups): one channel, where it is a sum over the kernel's places; no groups, once as if the
-# kernel were large, and twice by fewer products, of few channels and as if of many; depthwise; groups of one channel
-# with three features each; groups that are seen together, and such that are not.
+# kernel were large, twice by fewer products, of few channels and as if of many, and by products with what lies within
+# the images; depthwise; groups of one channel with three features each; groups that are seen together, and such that
+# are not.
 KINDS = {
     "one_channel": (1, 4, 1),
     "plain": (2, 4, 1),
     "large": (16, 4, 1),
     "winograd": (3, 4, 1),
     "winograd_wide": (3, 4, 1),
+    "within": (3, 4, 1),
     "depthwise": (3, 3, 3),
     "multiplied": (2, 6, 2),
     "grouped": (6, 4, 2),
@@ -33,8 +35,15 @@ KINDS = {
 FEW = [((8, 12), 3, 2, 1, "torch"), ((8, 9), 3, 1, 2, "same"), ((9, 11), 1, 2, 1, "torch")]
 GEOMETRIES = dict.fromkeys(KINDS, FEW) | {
     "one_channel": [*FEW, ((8, 12), 3, 1, 1, "torch"), ((6, 8), 5, 1, 1, "same"), ((9, 7), 4, 1, 1, "valid")],
-    "winograd": [((8, 12), 3, 1, 1, "torch"), ((7, 9), 3, 1, 1, "same"), ((1, 2), 3, 1, 1, "torch")],
+    "winograd": [
+        ((8, 12), 3, 1, 1, "torch"), ((7, 9), 3, 1, 1, "same"), ((1, 2), 3, 1, 1, "torch"), ((9, 8), 3, 1, 2, "torch"),
+        ((7, 9), 3, 1, 3, "same"),
+    ],
     "winograd_wide": [((7, 9), 3, 1, 1, "same")],
+    "within": [
+        ((5, 7), 3, 1, 3, "torch"), ((4, 6), 3, 1, 5, "same"), ((2, 3), 3, 1, 1, "torch"), ((5, 4), 4, 1, 2, "same"),
+        ((4, 5), 4, 1, 2, "torch"),
+    ],
     "plain": [*FEW, ((9, 9), 4, 4, 1, "valid"), ((7, 9), 4, 1, 1, "circular")],
     "large": [*FEW, ((9, 9), 4, 4, 1, "valid"), ((7, 9), 4, 1, 1, "circular"), ((8, 9), 3, 2, 2, "same")],
     "depthwise": [
@@ -72,6 +81,8 @@ def _few_channels(request, monkeypatch):
         monkeypatch.setattr(winograd, "WORK", 1)
     if "winograd_wide" in request.node.name:
         monkeypatch.setattr(winograd, "WIDE", 3)
+    if "within" in request.node.name:
+        monkeypatch.setattr("cnn_jax.models.convolution.CHANNELS", 3)
     if "large" in request.node.name:
         monkeypatch.setattr("cnn_jax.models.convolution.LARGE", 1)
 
@@ -98,24 +109,25 @@ def test_convolution_is_xlas(key, platform, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "stride"),
+    ("kind", "stride", "dilation"),
     [
-        ("one_channel", 1),
-        ("plain", 1),
-        ("large", 2),
-        ("winograd", 1),
-        ("winograd_wide", 1),
-        ("depthwise", 1),
-        ("depthwise", 2),
+        ("one_channel", 1, 1),
+        ("plain", 1, 1),
+        ("large", 2, 1),
+        ("winograd", 1, 2),
+        ("winograd_wide", 1, 1),
+        ("within", 1, 4),
+        ("depthwise", 1, 1),
+        ("depthwise", 2, 1),
     ],
 )
-def test_derivatives_of_every_kind(key, kind, stride):
+def test_derivatives_of_every_kind(key, kind, stride, dilation):
     """Forward over reverse, reverse twice, by one argument alone; in `scan`, `checkpoint`, and `vmap` of both kinds."""
     groups = KINDS[kind][2]
 
     def by(conv, x, kernel, bias):
         def energy(x, kernel, bias):
-            return jnp.sin(conv(x, kernel, bias, stride=stride, groups=groups)).sum()
+            return jnp.sin(conv(x, kernel, bias, stride=stride, dilation=dilation, groups=groups)).sum()
 
         every = jax.grad(energy, (0, 1, 2))
         _, hvp = jax.jvp(every, (x, kernel, bias), (jnp.cos(x), jnp.cos(kernel), jnp.cos(bias)))
@@ -150,8 +162,11 @@ def test_bfloat16(key, kind):
     jax.tree.map(assert_close, found, exact)
 
 
-@pytest.mark.parametrize("kind", ["plain", "large", "winograd", "depthwise"])
-def test_gradients_on_many_devices(key, kind):
+@pytest.mark.parametrize(
+    ("kind", "dilation"),
+    [("plain", 1), ("large", 1), ("winograd", 1), ("winograd", 2), ("within", 4), ("depthwise", 1)],
+)
+def test_gradients_on_many_devices(key, kind, dilation):
     """Each has a part of the images; all that they say to each other is the sum of the kernel's gradients."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     keys = jax.random.split(key, 2)
@@ -160,7 +175,7 @@ def test_gradients_on_many_devices(key, kind):
     kernel = jax.random.normal(keys[1], (3, 3, channels // groups, features))
 
     def grads(kernel, x, conv=convolution):
-        conv = partial(conv, groups=groups, bias=jnp.zeros(features))
+        conv = partial(conv, groups=groups, dilation=dilation, bias=jnp.zeros(features))
         return jax.grad(lambda kernel, x: jnp.sin(conv(x, kernel)).sum(), (0, 1))(kernel, x)
 
     expected = compiled(partial(grads, conv=xlas), kernel, x)
@@ -175,10 +190,13 @@ def test_gradients_on_many_devices(key, kind):
 
 def test_products_are_saved_where_there_are_many_channels():
     x, kernel = jnp.ones((64, 16, 16, 128)), jnp.ones((3, 3, 128, 128))
-    program = str(jax.make_jaxpr(partial(convolution, bias=None))(x, kernel))
-    assert "conv_general_dilated" not in program
-    assert program.count("dot_general") == 16
-    for other in ({"stride": 2}, {"dilation": 2}, {"padding": "valid"}):
+    # By Winograd's scheme, up to a dilation with which a third of the zeros lies around the images; beyond it by what
+    # each number of the kernel meets within them, in the end that in the middle alone.
+    for dilation, products in ((1, 16), (2, 16), (4, 16), (5, 9), (15, 9), (16, 1)):
+        program = str(jax.make_jaxpr(partial(convolution, bias=None, dilation=dilation))(x, kernel))
+        assert "conv_general_dilated" not in program
+        assert program.count("dot_general") == products
+    for other in ({"stride": 2}, {"stride": 2, "dilation": 16}, {"padding": "valid"}):
         assert "conv_general_dilated" in str(jax.make_jaxpr(partial(convolution, bias=None, **other))(x, kernel))
     for few in ((x[:3], kernel), (x[..., :31], kernel[:, :, :31]), (x, kernel[..., :31])):
         assert "conv_general_dilated" in str(jax.make_jaxpr(partial(convolution, bias=None))(*few))
