@@ -1,10 +1,11 @@
-"""How fast does it train, beside PyTorch?
+"""How fast does it train, beside PyTorch and beside plain Linen?
 
     python -m experiments.benchmark                                # ours alone
     python -m experiments.benchmark --peer torch                   # beside PyTorch: eager, eager bf16, torch.compile
     python -m experiments.benchmark --peer torch --task detect     # FCOS beside torchvision's; `segment`: DeepLabv3
     python -m experiments.benchmark --peer torch --task zoo        # classifiers: a forward pass and a training step
     python -m experiments.benchmark --peer torch --task explain    # maps of what counted, beside captum and grad-cam
+    python -m experiments.benchmark --peer linen --task zoo --models mobilenet_v2    # what is our layers' own doing?
 
 Every contestant is a process of its own. They take turns in one run, a few steps each a round behind as many that do
 not count, so that all meet the same machine, and none in its caches what another left; what is printed is the median of
@@ -13,7 +14,8 @@ every process: PyTorch's step of SimpleCNN takes 18 to 31 ms, by how much memory
 again. PyTorch runs with the number of threads that is fastest for it, its large networks channels-last. On a CPU ours
 computes in float32, on a GPU in bfloat16. FLOPs of a step are three times those of the forward pass. `compilations`
 counts how often our step was compiled; a detector's batches hold from none to eight objects an image. The last line is
-one JSON object: measurement -> numbers; ratios are the peer's time over ours. `--peer torch` needs the extra `peers`.
+one JSON object: measurement -> numbers; ratios are the peer's time over ours. `--peer torch` needs the extra `peers`;
+`--peer linen` is the same network with one operation of XLA's a layer, which is what Linen's own layers are.
 """
 
 import json
@@ -39,7 +41,7 @@ class Config:
     """Measure training speed."""
 
     task: Literal["classify", "detect", "segment", "zoo", "explain"] = "classify"
-    peer: Literal["torch"] | None = None
+    peer: Literal["torch", "linen"] | None = None
     models: tuple[str, ...] = ()  # of that task: simple_cnn; fcos_small and …; deeplabv3_resnet50; resnet18 and …
     batch_size: int | None = None  # 128 on a GPU and for simple_cnn, 8 for the zoo on a CPU; of the others 2 and 16
     rounds: int = 6  # of each process
@@ -49,7 +51,8 @@ class Config:
 
 
 def main(config: Config) -> None:
-    if config.peer:
+    cli.at_least(config, batch_size=1, rounds=1, steps=1, epochs=1)
+    if config.peer == "torch":
         require("torch", "torchvision")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the contestants share the device's memory
     runtime.configure()
@@ -58,14 +61,14 @@ def main(config: Config) -> None:
     known = ZOO if config.task == "zoo" else [name for name, work in WORK.items() if work.task == config.task]
     results = {}
     if config.task == "explain":
-        results |= explanations(config.peer, rounds)
+        results |= explanations(rounds, beside_torch=config.peer == "torch")
         known = []
     for model in config.models or (["simple_cnn"] if config.task == "classify" else known):
         if model not in known:
             raise unknown(f"model to {config.task}", model, known)
         results |= steps(model, config, rounds, gpu)
     if config.task == "classify":
-        results |= program(config.peer, rounds=1 if config.tiny else 5, epochs=epochs)
+        results |= program(rounds=1 if config.tiny else 5, epochs=epochs, beside_torch=config.peer == "torch")
     results["machine"] = {**environment(), "load": os.getloadavg()[0]}
     print(json.dumps(plain(results)))
 
@@ -81,9 +84,12 @@ def steps(model: str, config: Config, rounds: int, gpu: bool) -> dict:
     size = 8192 if gpu else 2048
     common = {"model": model, "batch_size": batch, "side": side, "matmul_size": size}
     images = 60_000 if model == "simple_cnn" and not config.tiny else 4 * batch
-    settings = {"ours": ("ours", {"precision": precision, "images": images})}
-    rivals = torch_rivals(model, gpu) if config.peer else {}
-    settings |= {name: ("torch_step", how) for name, how in rivals.items()}
+    ours = {"precision": precision, "images": images}
+    settings = {"ours": ("ours", ours)}
+    if config.peer == "linen":
+        settings["linen"] = ("ours", ours | {"plain": True})
+    if config.peer == "torch":
+        settings |= {name: ("torch_step", how) for name, how in torch_rivals(model, gpu).items()}
     commands = {"forward": ("forward pass", 1)} if config.task == "zoo" else {}
     commands["steps"] = ("training step", 3)  # passes through the network
     multiply = ("ours", "torch_eager") if not gpu else (*settings,)
@@ -119,10 +125,10 @@ def steps(model: str, config: Config, rounds: int, gpu: bool) -> dict:
     return results
 
 
-def explanations(peer: str | None, rounds: int) -> dict:
+def explanations(rounds: int, *, beside_torch: bool) -> dict:
     """Integrated gradients, occlusion and Grad-CAM of SimpleCNN for 256 images."""
     contestants = {"ours": Contestant("ours_explain")}
-    contestants |= {f"captum_{n}": Contestant("torch_explain", threads=n) for n in (1, 2)} if peer else {}
+    contestants |= {f"captum_{n}": Contestant("torch_explain", threads=n) for n in (1, 2)} if beside_torch else {}
     taken, _ = take_turns(contestants, ("integrated", "occlusion", "grad_cam"), 1, rounds, matmul=())
     for method, times in taken.items():
         show(f"{method.replace('_', ' ')}: 256 images, SimpleCNN", times, {})
@@ -131,14 +137,14 @@ def explanations(peer: str | None, rounds: int) -> dict:
     return {method: compared(times) for method, times in taken.items()}
 
 
-def program(peer: str | None, *, rounds: int, epochs: int) -> dict:
+def program(*, rounds: int, epochs: int, beside_torch: bool) -> dict:
     """Whole programs that train and test, from Python's start to its end; ours has compiled before."""
     ours = "from experiments.peers.ours import program; program"
     commands = {
         "ours": [sys.executable, "-c", f"{ours}({epochs})"],
         "torch_eager": [sys.executable, "-m", "experiments.peers.torch_program", str(epochs)],
     }
-    commands = commands if peer else {"ours": commands["ours"]}
+    commands = commands if beside_torch else {"ours": commands["ours"]}
     first = {"ours": [sys.executable, "-c", f"{ours}(None, steps=1)"]}
     times, starts = ({name: [] for name in group} for group in (commands, first))
     for i in range(rounds + 1):  # the first round compiles

@@ -1,13 +1,22 @@
 """Our training step as `training.fit` runs it: the data on the device, the batch gathered there."""
 
 import time
+from contextlib import nullcontext
 from functools import partial
 
 from experiments.peers.contest import serve
 from experiments.peers.work import WORK, random_data
 
 
-def work(*, model: str, batch_size: int, side: int, precision: str, images: int, matmul_size: int) -> None:
+def work(*, plain: bool = False, **settings) -> None:
+    """Serves steps, forward passes and products; `plain` with one operation of XLA's a layer."""
+    from cnn_jax.models import traced_for
+
+    with traced_for("tpu") if plain else nullcontext():
+        _serve(**settings)
+
+
+def _serve(*, model: str, batch_size: int, side: int, precision: str, images: int, matmul_size: int) -> None:
     from cnn_jax import runtime
 
     runtime.configure()

@@ -2,12 +2,15 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cnn_jax.errors import InputError
+from cnn_jax.models.convolution import convolution
 from experiments import benchmark
-from experiments.peers import contest, work
+from experiments.peers import contest, ours, work
 
 
 def test_ratios_are_the_peers_time_over_ours():
@@ -93,6 +96,38 @@ def test_the_zoo_is_measured_in_both_directions(capsys, monkeypatch):
         # A product takes 2·2048³ FLOPs and here as many nanoseconds: 1 GFLOP/ms; the network's 4 GFLOPs take 10 ms.
         assert of["gflops_peak"] == pytest.approx(1000)
         assert of["share_of_peak"] == pytest.approx(0.4)
+
+
+def test_ours_is_measured_beside_plain_layers(capsys, monkeypatch):
+    class Plain(Fixed):
+        def __init__(self, module, *, plain=False, **settings):
+            super().__init__(module, **settings)
+            self.ms *= 5 if plain else 1
+
+    monkeypatch.setattr(benchmark, "Contestant", Plain)
+    found = last_line(capsys, batch_size=4, task="zoo", models=("mobilenet_v2",), peer="linen")
+    for measured in ("forward", "step"):
+        assert found[f"mobilenet_v2_{measured}"]["ratio_linen"] == pytest.approx(5)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_plain_layers_are_one_operation_each(monkeypatch, plain):
+    """Of a depthwise convolution, which ours writes as sums."""
+    x, programs = jnp.ones((1, 8, 8, 8)), []
+
+    def measured(about, **commands):
+        programs.append(str(jax.make_jaxpr(lambda x: convolution(x, jnp.ones((3, 3, 1, 8)), None, groups=8))(x)))
+
+    monkeypatch.setattr(ours, "serve", measured)
+    monkeypatch.setattr("cnn_jax.runtime.configure", lambda: None)
+    ours.work(model="simple_cnn", batch_size=2, side=28, precision="float32", images=8, matmul_size=8, plain=plain)
+    assert ("conv_general_dilated" in programs[0]) == plain
+
+
+@pytest.mark.parametrize("flag", ["rounds", "steps", "epochs", "batch_size"])
+def test_nothing_is_measured_of_nothing(flag):
+    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} is 0: it must be 1 or more"):
+        benchmark.main(benchmark.Config(**{flag: 0}))
 
 
 def test_small_networks_are_measured_in_three_processes(capsys, monkeypatch):
