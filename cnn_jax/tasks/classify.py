@@ -27,7 +27,7 @@ def classify(num_classes: int, *, label_smoothing: float = 0.0, topk: Sequence[i
     `loss` gives the part `accuracy`, 0 or 1 for each example. `predict` gives probabilities f32[N,C]. `measure` gives,
     for each example, `probabilities` f32[N,C], `nll` f32[N], `label` i32[N], `prediction` i32[N], `rank` i32[N] and
     `mask` bool[N]. `summarize` gives the keys below, as floats or float64 arrays. A soft label counts as its largest
-    class, except in `loss`.
+    class, except in `loss`. `check` looks at integer labels.
 
         count                 examples (int)
         loss                  mean negative log-likelihood in nats, without label smoothing
@@ -51,8 +51,8 @@ def classify(num_classes: int, *, label_smoothing: float = 0.0, topk: Sequence[i
     A ratio 0/0 among precision, recall and F1 is 0. All are equal to scikit-learn's (`zero_division=0`).
 
     Raises:
-        InputError: an argument out of range; when traced, logits or labels of the wrong shape; from `summarize`, labels
-            out of range or no example at all.
+        InputError: an argument out of range; when traced, logits or labels of the wrong shape; from `check` and
+            `summarize`, labels out of range; from `summarize`, no example at all.
     """
     if num_classes < 2:
         raise InputError(f"num_classes is {num_classes}: classification needs at least 2 classes")
@@ -115,7 +115,12 @@ def classify(num_classes: int, *, label_smoothing: float = 0.0, topk: Sequence[i
         metrics["auroc_macro"] = float(defined.mean()) if len(defined) else float("nan")
         return metrics
 
-    return Task(loss, predict, measure, summarize)
+    def check(split):
+        label = np.asarray(split.get("label", ()))  # augmentation may make them
+        if label.dtype.kind in "iu":
+            check_labels(label[np.asarray(split["mask"])] if "mask" in split else label, num_classes)
+
+    return Task(loss, predict, measure, summarize, check)
 
 
 def check_labels(labels, num_classes: int) -> None:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 class Task(NamedTuple):
     """What is learned, as four pure functions; training and evaluation know nothing else about the problem.
 
+    A fifth, which need not be there, looks at data before they are used.
+
     `outputs` is what `model.apply` returns for a batch (for classification: logits f32[N,C]). `batch` is a dict of
     arrays with leading N: `image`, the labels that the task asks for, and perhaps `mask` bool[N], which is False on
     rows that only fill up the batch (no `mask`: every row is real).
@@ -24,6 +26,9 @@ class Task(NamedTuple):
         The metrics over all batches, in float64 on the host. It joins the evidence, drops the rows whose mask is
         False and divides once, so the result depends neither on the batch size nor on the padding, the number of
         devices or the order.
+    check(split)
+        Raises `InputError` where a whole split, a dict of arrays in memory, has labels that the task does not know:
+        compiled functions cannot, and would learn nonsense from them.
 
     Another loss is one line, and keeps all the metrics:
 
@@ -38,3 +43,4 @@ class Task(NamedTuple):
     predict: Callable[[Any], Any]
     measure: Callable[[Any, dict], Any]
     summarize: Callable[[list], dict[str, Any]]
+    check: Callable[[dict], None] | None = None

@@ -3,7 +3,6 @@
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from cnn_jax.training.order import Order, in_order
 from cnn_jax.training.parallel import Parallel, parallel
 from cnn_jax.training.state import TrainState, create_state
 from cnn_jax.training.step import as_images, make_eval_step, make_train_step
+from cnn_jax.training.watch import Clock, NonFinite, Window, is_finite
 
 Split = Any  # a dict of arrays with one row an example, or a stream: `len(split)`, `image_shape`, `batches(rows)`
 
@@ -46,12 +46,6 @@ class Interrupted(Exception):
         self.number, self.step, self.exit_code = number, step, 128 + number
         kept = "saved; go on with --resume" if saved else "nothing saved"
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}: {kept}")
-
-
-class NonFinite(Exception):
-    """The loss or a gradient is not finite."""
-
-    exit_code = 1
 
 
 def fit(
@@ -86,7 +80,8 @@ def fit(
 
     Args:
         train, test: dicts of arrays with one row an example (`image` u8 or f32 [N,H,W,C], `label` i32[N], …), which
-            are kept on the devices; or streams. The test split is evaluated after each epoch.
+            are kept on the devices, and which `task.check` looks at first; or streams. The test split is evaluated
+            after each epoch.
         tx: the optimiser; Adam with rate 0.001 by default.
         preprocess, augment, adversary, accumulate, ema_decay, freeze: see `make_train_step`.
         variables: start from these instead of drawing them.
@@ -100,14 +95,19 @@ def fit(
     Raises:
         InputError: arguments that do not fit together, with a sentence that says which.
         Interrupted: on SIGINT or SIGTERM, after saving.
-        NonFinite: the loss or a gradient was not finite; names the steps.
+        NonFinite: the loss or a gradient was not finite, or after an epoch a parameter or the test loss; names the
+            steps. Such a state is not saved.
     """
     over = over or parallel()
     tx = tx or optax.adam(1e-3)
-    size, image_shape = _size(train), _image_shape(train)
     if (epochs is None) == (steps is None):
         raise InputError("fit: give either epochs or steps")
-    check(over, batch_size=batch_size, epochs=epochs, seed=seed, accumulate=accumulate, ema_decay=ema_decay)
+    check(
+        over, batch_size=batch_size, epochs=epochs, steps=steps, seed=seed, accumulate=accumulate, ema_decay=ema_decay,
+        steps_per_dispatch=steps_per_dispatch, log_every=log_every,
+    )  # fmt: skip
+    _check_split(task, train)
+    size, image_shape = _size(train), _image_shape(train)
     steps = max(1, round(epochs * size / batch_size)) if steps is None else steps
     log = log or (lambda kind, step, values: None)
     resident = isinstance(train, dict)
@@ -118,7 +118,7 @@ def fit(
 
     init_key, step_key = jax.random.split(jax.random.key(seed))
     state = create_state(init_key, model, tx, image_shape, ema=ema_decay is not None, variables=variables)
-    start, clock, rate = 0, _Clock(), float("nan")
+    start, clock, rate = 0, Clock(), float("nan")
     if checkpoints and (restored := checkpoints.restore(state)):
         state, start = restored.state, restored.step
         clock.seconds, rate = restored.extra.get("seconds", 0.0), restored.extra.get("images_per_second", rate)
@@ -151,10 +151,17 @@ def fit(
     evaluator = test is not None and make_evaluator(
         model, task, test, preprocess=preprocess, batch_size=many, over=over
     )
-    window = _Window(log, log_every, batch_size, size)
+    window = Window(log, log_every, batch_size, size)
     summary, evidence = {}, []
 
+    def test_after(step):
+        summary, evidence = evaluator(over.one(state).variables)
+        if not np.isfinite(summary.get("loss", 0.0)):
+            raise NonFinite(f"the loss on the test split is not finite after step {step}")
+        return summary, evidence
+
     with _signals() as caught:
+        last = start
         clock.start(), window.start()
         stops = sorted(stop for stop in epoch_ends if start < stop <= steps)
         for first, last, feed in _feeds(train, Order(size, batch_size, seed), over, start, stops, steps_per_dispatch):
@@ -165,22 +172,25 @@ def fit(
             window.flush()
             clock.stop()
             rate = window.median_rate()
+            if not is_finite(over.one(state)):  # the statistics know of what was before the last update
+                raise NonFinite(f"a parameter or a running statistic is not finite after step {last}")
+            metrics = None
             if evaluator and not caught:
-                summary, evidence = evaluator(over.one(state).variables)
+                summary, evidence = test_after(last)
                 log("test", last, summary)
-            if checkpoints:
                 metrics = {name: float(value) for name, value in summary.items() if np.ndim(value) == 0}
+            if checkpoints:
                 extra = {"seconds": clock.seconds, "images_per_second": rate}
                 checkpoints.save(over.one(state), last, extra=extra, metrics=metrics or None)
             if caught:
-                if checkpoints:
-                    checkpoints.wait()
-                raise Interrupted(caught[0], last, checkpoints is not None)
+                break
             clock.start(), window.start()
         if checkpoints:
             checkpoints.wait()
+        if caught:  # while it waited, too
+            raise Interrupted(caught[0], last, checkpoints is not None)
     if evaluator and not evidence:  # a finished run, resumed
-        summary, evidence = evaluator(over.one(state).variables)
+        summary, evidence = test_after(last)
     return Fit(jax.device_put(jax.device_get(over.one(state))), summary, evidence, clock.seconds, rate)
 
 
@@ -199,14 +209,20 @@ def check(
     *,
     batch_size: int,
     epochs: float | None = None,
+    steps: int | None = None,
     seed: int = 0,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    steps_per_dispatch: int | None = None,
+    log_every: int = 1,
 ) -> None:
     """Raises `InputError` for numbers that `fit` cannot train with. A script calls it before it writes anything."""
     over.check(batch_size, accumulate=accumulate)
     if epochs is not None and not 0 < epochs < math.inf:
-        raise InputError(f"epochs {epochs}: it must be above 0")
+        raise InputError(f"epochs {epochs}: it must be finite and above 0")
+    for name, count in {"steps": steps, "steps_per_dispatch": steps_per_dispatch, "log_every": log_every}.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} {count}: it must be 1 or more")
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed}: it must be from 0 to 4294967295")
     if ema_decay is not None and not 0 <= ema_decay < 1:
@@ -245,7 +261,11 @@ def make_evaluator(
     Otherwise as `evaluate`.
     """
     over = over or parallel()
-    batch_size = min(batch_size or _fitting(_image_shape(data)), _size(data))
+    _check_split(task, data)
+    batch_size = _fitting(_image_shape(data)) if batch_size is None else batch_size
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: it must be 1 or more")
+    batch_size = min(batch_size, _size(data))
     batch_size += -batch_size % over.devices
     resident = isinstance(data, dict)
     on_devices = over.replicate(data) if resident else None
@@ -254,7 +274,7 @@ def make_evaluator(
     def run(variables, data, feed):
         if resident:
             batch = jax.tree.map(lambda x: jnp.take(x, jnp.maximum(feed, 0), axis=0), data)
-            batch["mask"] = feed >= 0
+            batch["mask"] = (feed >= 0) & batch.get("mask", True)
         else:
             batch = feed
         return step(variables, batch)
@@ -270,6 +290,21 @@ def make_evaluator(
         return task.summarize(evidence), evidence
 
     return evaluator
+
+
+def _check_split(task: Any, split: Split) -> None:
+    """Raises `InputError` for a split that nothing can be learned from or tested on."""
+    if isinstance(split, dict):
+        if "image" not in split:
+            raise InputError(f"a split needs `image`; this one has {', '.join(map(repr, split)) or 'nothing'}")
+        rows = {name: len(values) for name, values in split.items()}
+        for name, count in rows.items():
+            if count != rows["image"]:
+                raise InputError(f"{name} has {count} rows and image {rows['image']}: each needs one an example")
+    if not _size(split):
+        raise InputError("a split without an example: there is nothing to learn from, or to test on")
+    if isinstance(split, dict) and getattr(task, "check", None):
+        task.check(split)
 
 
 def _fitting(image_shape: tuple[int, int, int]) -> int:
@@ -310,71 +345,6 @@ def _ahead(batches: Iterator[dict], over: Parallel, depth: int = 2) -> Iterator[
         if len(waiting) > depth:
             yield waiting.pop(0)
     yield from waiting
-
-
-class _Clock:
-    """Seconds of training."""
-
-    def __init__(self):
-        self.seconds = 0.0
-
-    def start(self):
-        self._since = time.perf_counter()
-
-    def stop(self):
-        self.seconds += time.perf_counter() - self._since
-
-
-class _Window:
-    """Statistics on their way from the devices to the log.
-
-    They are fetched a window at a time, one dispatch behind, so that the devices are never without work.
-    """
-
-    def __init__(self, log: Callable, every: int, batch_size: int, size: int):
-        self._log, self._every, self._batch_size, self._size = log, every, batch_size, size
-        self._waiting: list[tuple[int, int, Any]] = []
-        self._rates: list[float] = []
-
-    def start(self) -> None:
-        """From now on the devices train."""
-        self._since = time.perf_counter()
-
-    def add(self, first: int, last: int, stats: dict) -> None:
-        self._waiting.append((first, last, stats))
-        if last - self._waiting[0][0] > self._every:
-            held = self._waiting.pop()
-            self.flush()
-            self._waiting = [held]
-
-    def flush(self) -> None:
-        """Fetches all that waits, checks that it is finite, and logs it, a window of steps at a time."""
-        if not self._waiting:
-            return
-        first, last = self._waiting[0][0], self._waiting[-1][1]
-        fetched = jax.device_get([stats for _, _, stats in self._waiting])
-        stats = jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
-        self._waiting = []
-        finite = np.all([np.isfinite(x) for x in jax.tree.leaves(stats)], axis=0)
-        if not finite.all():
-            bad = first + int(np.argmin(finite)) + 1
-            raise NonFinite(f"the loss or a gradient is not finite at step {bad} (seen in steps {first + 1} to {last})")
-        now = time.perf_counter()
-        rate = (last - first) * self._batch_size / max(now - self._since, 1e-9)
-        self._since = now
-        self._rates.append(rate)
-        for begin in range(0, last - first, self._every):
-            end = min(begin + self._every, last - first)
-            sums = {name: float(values[begin:end].sum()) for name, values in stats["sums"].items()}
-            count = sums.pop("count")
-            means = {name: value / max(count, 1) for name, value in sums.items()}
-            norms = {layer: float(values[begin:end].mean()) for layer, values in stats["grad_norm"].items()}
-            epoch = (first + end) * self._batch_size / self._size
-            self._log("train", first + end, {**means, "epoch": epoch, "images_per_second": rate, "grad_norm": norms})
-
-    def median_rate(self) -> float:
-        # The first window holds the compilation.
-        return float(np.median(self._rates[1:] or self._rates))
 
 
 @contextmanager

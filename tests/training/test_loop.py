@@ -20,6 +20,7 @@ LABEL = np.arange(SIZE, dtype=np.int32) % CLASSES
 IMAGE = (RNG.integers(0, 100, (SIZE, 8, 8, 1)) + 60 * LABEL[:, None, None, None]).astype(np.uint8)
 DATA = {"image": IMAGE, "label": LABEL}
 ONE = training.parallel(devices=jax.devices()[:1])
+TWO = training.parallel("pmap", devices=jax.devices()[:2])
 MODEL, TASK = models.create("simple_cnn", num_classes=CLASSES), tasks.classify(CLASSES)
 
 
@@ -69,7 +70,7 @@ def test_learns_and_reports(whole):
 def test_images_a_second_are_those_of_training_alone(monkeypatch):
     seconds = iter(range(10**6))
     hours = [0]
-    monkeypatch.setattr("cnn_jax.training.loop.time.perf_counter", lambda: next(seconds) + 3600 * hours[0])
+    monkeypatch.setattr("cnn_jax.training.watch.time.perf_counter", lambda: next(seconds) + 3600 * hours[0])
 
     def evaluated(kind, step, values):
         hours[0] += kind == "test"
@@ -149,16 +150,116 @@ def test_a_crash_goes_on_from_the_last_epoch(tmp_path, whole):
     assert_same(whole[0], rest)
 
 
-def test_a_loss_that_is_not_finite(tmp_path):
-    """The rate is NaN in the seventh update, so the eighth loss is: after the checkpoint of step 5."""
-    tx = optax.sgd(lambda step: jnp.where(step == 6, jnp.nan, 0.01))
+@pytest.mark.parametrize(
+    ("update", "over", "sentence"),
+    [
+        (7, ONE, r"the loss or a gradient is not finite at step 8 \(seen in steps 6 to \d+\)"),  # amid an epoch
+        (10, ONE, "a parameter or a running statistic is not finite after step 10"),  # at its end
+        (15, TWO, "a parameter or a running statistic is not finite after step 15"),  # at the end of all
+    ],
+)
+def test_what_is_not_finite_is_not_saved(tmp_path, update, over, sentence):
+    """The rate is NaN in one update: the losses and gradients of its own step are finite still."""
+    tx = optax.sgd(lambda step: jnp.where(step == update - 1, jnp.nan, 0.01))
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(NonFinite, match=r"not finite at step 8 \(seen in steps 6 to \d+\)") as error:
-        fit(tx=tx, checkpoints=checkpoints, ema_decay=None)
+    with pytest.raises(NonFinite, match=f"^{sentence}$") as error:
+        fit(tx=tx, checkpoints=checkpoints, ema_decay=None, over=over)
     assert error.value.exit_code == 1
     checkpoints.wait()
+    assert checkpoints.steps() == [step for step in (5, 10) if step < update]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoints.restore_variables().state))
+    checkpoints.close()
+
+
+def test_a_network_that_computes_nothing_finite():
+    """Its parameters are: Adam's first update is as large as the rate."""
+    with pytest.raises(NonFinite, match=r"^the loss on the test split is not finite after step 1"):
+        fit(tx=optax.adam(1e30), steps=1, ema_decay=None)
+
+
+def test_a_signal_while_the_last_checkpoint_is_written(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    wait = checkpoints.wait
+
+    def send():
+        wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoints, "wait", send)
+    with pytest.raises(Interrupted, match=r"^stopped by SIGTERM after step 5: saved; go on with --resume"):
+        fit(checkpoints=checkpoints, steps=5, test=None)
     assert checkpoints.steps() == [5]
     checkpoints.close()
+
+
+def test_a_checkpoint_between_two_evaluations_has_the_metrics_of_none(tmp_path):
+    """The best one is not known by a number that an earlier one had."""
+
+    def send(kind, step, values):
+        if kind == "train" and step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    checkpoints = Checkpoints(tmp_path, keep=1, best="accuracy")
+    with pytest.raises(Interrupted):
+        fit(checkpoints=checkpoints, log=send, log_every=1)
+    best, last = checkpoints.steps()
+    assert best == 5 < last
+    checkpoints.close()
+
+
+def without(name):
+    return {key: values for key, values in DATA.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (
+            DATA | {"label": LABEL + 5},
+            "40 of 40 labels are out of range, the first of them 5: with 3 classes",
+        ),
+        (DATA | {"label": np.where(LABEL == 1, -1, LABEL)}, "13 of 40 labels are out of range, the first of them -1"),
+        (DATA | {"label": LABEL[:7]}, "label has 7 rows and image 40: each needs one an example"),
+        ({"image": IMAGE[:0], "label": LABEL[:0]}, "a split without an example: there is nothing to learn from"),
+        (without("image"), "a split needs `image`; this one has 'label'"),
+        ({}, "a split needs `image`; this one has nothing"),
+    ],
+)
+def test_data_that_fit_nothing(data, sentence):
+    with pytest.raises(InputError, match=f"^{sentence}"):
+        fit(data)
+    with pytest.raises(InputError, match=f"^{sentence}"):
+        training.evaluate(MODEL, TASK, {}, data, over=ONE)
+
+
+def test_labels_that_do_not_count_may_be_any():
+    """Those of masked rows, and those that augmentation makes."""
+    few = {"image": IMAGE[:BATCH], "label": LABEL[:BATCH]}
+    masked = {name: np.concatenate([values, values]) for name, values in few.items()}
+    masked |= {"label": np.where(np.arange(2 * BATCH) < BATCH, masked["label"], -1)}
+    masked |= {"mask": np.arange(2 * BATCH) < BATCH}
+    variables = MODEL.init(jax.random.key(5), jnp.zeros((1, 8, 8, 1)))
+    found, expected = (training.evaluate(MODEL, TASK, variables, data, over=ONE) for data in (masked, few))
+    assert found["count"] == BATCH
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    made = fit(
+        without("label"), augment=lambda key, batch: batch | {"label": jnp.zeros(BATCH, int)}, steps=1, test=None
+    )
+    assert made.state.step == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"steps": -3}, "steps -3: it must be 1 or more"),
+        ({"log_every": 0}, "log_every 0: it must be 1 or more"),
+        ({"steps_per_dispatch": 0}, "steps_per_dispatch 0: it must be 1 or more"),
+        ({"steps": None, "epochs": np.inf}, "epochs inf: it must be finite and above 0"),
+    ],
+)
+def test_numbers_that_cannot_be(options, sentence):
+    with pytest.raises(InputError, match=f"^{sentence}$"):
+        fit(**options)
 
 
 def test_starts_from_given_variables():
