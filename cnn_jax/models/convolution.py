@@ -11,7 +11,7 @@ from cnn_jax.errors import unknown
 from cnn_jax.models.depthwise import depthwise
 from cnn_jax.models.places import Places, exact, matrix, padded, seen, spread, views
 from cnn_jax.models.platform import on_cpu, on_gpu
-from cnn_jax.models.winograd import CHANNELS, suits_winograd, winograd
+from cnn_jax.models.winograd import is_much, suits_winograd, winograd
 from cnn_jax.models.xla import kept, linear
 
 PADDINGS = ("torch", "same", "valid", "circular")
@@ -176,8 +176,7 @@ def _meets_little(places: Places, x: jax.Array, kernel: jax.Array) -> bool:
     share = 1.0
     for there, meetings in _meetings(places, x, side):
         share *= sum(end - first for _, first, end, _ in meetings) / max(side * there, 1)
-    much = min(kernel.shape[2:]) >= CHANNELS
-    return places.stride == 1 and x.dtype == jnp.float32 and much and 0 < share <= 2 / 3
+    return places.stride == 1 and is_much(x, kernel) and 0 < share <= 2 / 3
 
 
 def _meetings(places: Places, x: jax.Array, side: int) -> list[tuple[int, list[tuple[int, int, int, int]]]]:

@@ -21,14 +21,19 @@ WORK = 2**24
 WIDE = 128
 
 
+def is_much(x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether a convolution is worth a larger program with fewer products."""
+    n, height, width, channels = x.shape
+    images = n if isinstance(n, int) else 1  # an exported program takes any number of images
+    products = images * height * width * channels * kernel.shape[3]
+    return x.dtype == jnp.float32 and min(kernel.shape[2:]) >= CHANNELS and products >= WORK
+
+
 def suits_winograd(places: Places, x: jax.Array, kernel: jax.Array) -> bool:
     """Whether `winograd` computes this convolution, and is faster."""
     beyond = (places.dilation,) * 2
     laid = Places(stride=1, dilation=places.dilation, groups=1, pads=(beyond, beyond))
-    n, height, width, channels = x.shape
-    images = n if isinstance(n, int) else 1  # an exported program takes any number of images
-    much = min(kernel.shape[2:]) >= CHANNELS and images * height * width * channels * kernel.shape[3] >= WORK
-    return places == laid and len(kernel) == 3 and x.dtype == jnp.float32 and much
+    return places == laid and len(kernel) == 3 and is_much(x, kernel)
 
 
 def winograd(places: Places, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -36,8 +36,8 @@ FEW = [((8, 12), 3, 2, 1, "torch"), ((8, 9), 3, 1, 2, "same"), ((9, 11), 1, 2, 1
 GEOMETRIES = dict.fromkeys(KINDS, FEW) | {
     "one_channel": [*FEW, ((8, 12), 3, 1, 1, "torch"), ((6, 8), 5, 1, 1, "same"), ((9, 7), 4, 1, 1, "valid")],
     "winograd": [
-        ((8, 12), 3, 1, 1, "torch"), ((7, 9), 3, 1, 1, "same"), ((1, 2), 3, 1, 1, "torch"), ((9, 8), 3, 1, 2, "torch"),
-        ((7, 9), 3, 1, 3, "same"),
+        ((8, 12), 3, 1, 1, "torch"), ((7, 9), 3, 1, 1, "same"), ((3, 4), 3, 1, 1, "torch"), ((9, 8), 3, 1, 2, "torch"),
+        ((13, 12), 3, 1, 3, "same"),
     ],
     "winograd_wide": [((7, 9), 3, 1, 1, "same")],
     "within": [
@@ -76,13 +76,11 @@ def arrays(key, size, side, kind, dtype=jnp.float32):
 
 @pytest.fixture(autouse=True)
 def _few_channels(request, monkeypatch):
-    if "winograd" in request.node.name:
+    if "winograd" in request.node.name or "within" in request.node.name:
         monkeypatch.setattr(winograd, "CHANNELS", 3)
         monkeypatch.setattr(winograd, "WORK", 1)
     if "winograd_wide" in request.node.name:
         monkeypatch.setattr(winograd, "WIDE", 3)
-    if "within" in request.node.name:
-        monkeypatch.setattr("cnn_jax.models.convolution.CHANNELS", 3)
     if "large" in request.node.name:
         monkeypatch.setattr("cnn_jax.models.convolution.LARGE", 1)
 
@@ -198,6 +196,8 @@ def test_products_are_saved_where_there_are_many_channels():
         assert program.count("dot_general") == products
     for other in ({"stride": 2}, {"stride": 2, "dilation": 16}, {"padding": "valid"}):
         assert "conv_general_dilated" in str(jax.make_jaxpr(partial(convolution, bias=None, **other))(x, kernel))
+    little = {"bias": None, "dilation": 16}
+    assert "conv_general_dilated" in str(jax.make_jaxpr(partial(convolution, **little))(x[:3], kernel))
     for few in ((x[:3], kernel), (x[..., :31], kernel[:, :, :31]), (x, kernel[..., :31])):
         assert "conv_general_dilated" in str(jax.make_jaxpr(partial(convolution, bias=None))(*few))
 
