@@ -32,8 +32,9 @@ NOTES = (
     "A FLOP is a multiplication or an addition: a multiply-add is two. Counted are convolutions and matrix products of "
     "the traced program, every convolution in its plain form: that some are computed as sums of shifted products on a "
     "CPU changes neither result nor work. Other arithmetic, such as norms and activations, is counted apart, one "
-    "operation for each number. JAX resizes maps by a matrix product, which other tables leave out. Published "
-    "counts of EfficientNet-Lite are timm's, which hold the norms too: what differs is without these.",
+    "operation for each number; comparisons and choices are not. JAX resizes maps by a matrix product, which other "
+    "tables leave out. Published counts of EfficientNet-Lite are timm's, which hold the norms too: what differs is "
+    "without these.",
     "Images are not differentiated by, so that the first convolution has one gradient. Kept is what the forward pass "
     "holds for the gradients, each number once, arguments aside; peak is the most that is alive at a time in training "
     "with nothing fused, in the order of the program. Compiled is what the compiler takes for a training step of the "

@@ -11,6 +11,7 @@ on 2 CPU cores; README has their figures.
 import dataclasses
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from cnn_jax import analysis, cli, data, models, runtime, tasks, training
 from cnn_jax.data.augment import Augmentation, named
-from cnn_jax.errors import InputError
+from cnn_jax.errors import InputError, unknown
 from cnn_jax.reporting import transfer as report
 from cnn_jax.run import Run, default_path
 
@@ -63,7 +64,8 @@ def main(config: Config) -> None:
     if config.tiny:
         small = {"shots": (1, 2), "seeds": 2, "steps": 2, "scratch_steps": 2, "batch_size": 4, "test_images": 32}
         config = dataclasses.replace(config, **small)
-    cli.at_least(config, seeds=2, shots=1)  # two for an interval
+    # Two seeds for an interval.
+    cli.at_least(config, seeds=2, shots=1, steps=1, scratch_steps=1, batch_size=1, test_images=1)
     dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
     if not isinstance(dataset.train, dict):
         raise InputError(f"transfer needs a data set that fits in memory, and {config.dataset} is read in a stream")
@@ -74,8 +76,13 @@ def main(config: Config) -> None:
     freeze = (*[r".*/(mean|var)$"] * ("batch_stats" in net.variables), *config.freeze)  # statistics stay
     training.frozen(net.variables, freeze)  # before anything is written
     dataset = coloured(dataset.head(train=len(labels), test=config.test_images), net)
+    net.check_images(dataset.image_shape)
     print(f"{dataset}\n{net.report}")
-    draw = jax.jit(lambda key: net.model.init(key, jnp.zeros((1, *dataset.image_shape))))
+    image = jnp.zeros((1, *dataset.image_shape))
+    stages = jax.eval_shape(partial(analysis.capture, net.model), net.variables, image)
+    if config.stage not in stages:
+        raise unknown("stage", config.stage, stages)
+    draw = jax.jit(lambda key: net.model.init(key, image))
     head = jax.jit(lambda key: draw(key)["params"]["logits"])
     rates = training.layer_rates(net.model, dataset.image_shape, decay=config.layer_decay)
     ways = {
@@ -133,13 +140,14 @@ def learner(config: Config, model, dataset: data.Dataset, steps: int, *, rates=N
 
 
 def coloured(dataset: data.Dataset, net: models.Pretrained) -> data.Dataset:
-    """The set with images as the network was trained with: in colour, and normalised as they were."""
+    """The set with images of the network's channels, normalised as it was trained with; grey ones are repeated."""
     *size, channels = dataset.image_shape
+    wanted = net.image_shape[-1] if channels == 1 else channels
     splits = {
-        split: {**(of := getattr(dataset, split)), "image": of["image"].repeat(3 // channels, axis=-1)}
+        split: {**(of := getattr(dataset, split)), "image": of["image"].repeat(wanted // channels, axis=-1)}
         for split in ("train", "test")
     }
-    return dataclasses.replace(dataset, **splits, image_shape=(*size, 3), mean=net.mean, std=net.std)
+    return dataclasses.replace(dataset, **splits, image_shape=(*size, wanted), mean=net.mean, std=net.std)
 
 
 if __name__ == "__main__":

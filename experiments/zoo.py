@@ -24,6 +24,7 @@ class Member(NamedTuple):
     kind: str  # classify, detect or segment
     classes: int
     image_shape: tuple[int, int, int]
+    variables: dict  # their shapes
     published: Published | None  # what others say of it, if they do
 
     @property
@@ -45,7 +46,7 @@ def member(name: str, *, side: int | None = None, dtype: str = "float32") -> Mem
         side: of the images, in pixels, in place of that.
 
     Raises:
-        InputError: no such network.
+        InputError: no such network, or one for larger images.
     """
     kind = {"fcos": "detect", "deeplabv3": "segment", "unet": "segment"}.get(name.split("_")[0], "classify")
     known = PUBLISHED.get(name)
@@ -56,7 +57,10 @@ def member(name: str, *, side: int | None = None, dtype: str = "float32") -> Mem
     model = models.create(name, num_classes=classes, dtype=dtype)
     if kind == "classify" and hasattr(model, "stem"):  # of a ResNet, as `experiments.classify` chooses it
         model = model.clone(stem="small" if side <= 64 else "large")
-    return Member(model, kind, classes, (side, side, channels), known)
+    shape = (side, side, channels)
+    with models.traced_for("tpu"):
+        variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    return Member(model, kind, classes, shape, variables, known)
 
 
 def counted(name: str, of: Member) -> tuple[dict, list[list]]:
@@ -67,13 +71,14 @@ def counted(name: str, of: Member) -> tuple[dict, list[list]]:
         return of.model.apply(variables, images, train=True, **options)[0]
 
     images, key = jax.ShapeDtypeStruct((1, *of.image_shape), jnp.float32), jax.eval_shape(lambda: jax.random.key(0))
+    rest = dict(of.variables)
     with models.traced_for("tpu"):
-        rest = dict(jax.eval_shape(of.model.init, jax.random.key(0), images))
         both = analysis.cost.count(analysis.cost.gradient(apply), rest.pop("params"), rest, images, key)
     table = models.describe(of.model, of.image_shape)
     family = re.split(r"_?v?\d|_(?:tiny|small|base|large)", name)[0] + "_bn" * name.endswith("_bn")
     row = {"name": name, "family": family, "side": of.image_shape[0], "parameters": table.parameters}
     row |= {"flops": both.forward, "train_flops": both.flops, "kept": both.kept, "peak": both.peak}
+    row["uncounted"] = ", ".join(both.uncounted)
     if of.published and of.published.side == of.image_shape[0]:
         norms = sum(np.prod(layer.output_shape) for layer in table.layers if layer.type.endswith("Norm"))
         same = both.forward + (4 * norms if of.published.source.norms else 0)

@@ -4,11 +4,12 @@
     count.forward, count.backward, count.kept, count.scopes["ResNet/stage1_block1/conv1"].forward
 
 A FLOP is a multiplication or an addition, so that a "multiply-add" of other tables is two. Counted are convolutions and
-matrix products as their algorithm has them; all other arithmetic is counted apart, one for each number.
+matrix products as their algorithm has them; all other arithmetic is counted apart, one for each floating-point number,
+maxima among it. What compares, chooses (`where`, `argmax`), sorts or moves numbers is not counted.
 
 A program is counted as it is written. Layers may write a convolution as a sum of shifted products where that is faster,
 and then it is found among the elementwise operations: trace those in their plain form (this project's networks inside
-`models.traced_for("tpu")`).
+`models.traced_for("tpu")`, where batch norm is plain too).
 """
 
 import math
@@ -30,16 +31,19 @@ def _set(names: str) -> frozenset[str]:
 
 # One operation for each number that comes out; of the sums, for each that goes in.
 _ARITHMETIC = _set(
-    "abs acos acosh add add_any asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma div erf erf_inv erfc exp "
-    "exp2 expm1 floor integer_pow lgamma log log1p logistic max min mul neg pow rem round rsqrt sign sin sinh sqrt "
-    "square sub tan tanh"
+    "abs acos acosh add add_any asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma div "
+    "erf erf_inv erfc exp exp2 expm1 floor igamma igamma_grad_a igammac integer_pow lgamma log log1p logistic max min "
+    "mul neg nextafter polygamma pow regularized_incomplete_beta rem round rsqrt sign sin sinh sqrt square sub tan "
+    "tanh zeta"
 )
-_SUMS = _set("cumlogsumexp cummax cummin cumprod cumsum reduce_max reduce_min reduce_prod reduce_sum")
+_SUMS = _set(
+    "cumlogsumexp cummax cummin cumprod cumsum reduce_max reduce_min reduce_prod reduce_sum select_and_scatter_add"
+)
 _WINDOWS = _set("reduce_window reduce_window_max reduce_window_min reduce_window_sum")
 _CALLS = _set("checkpoint closed_call custom_jvp_call custom_vjp_call jit pjit remat remat2")
 _VIEWS = _set("broadcast_in_dim copy expand_dims optimization_barrier reshape squeeze")
 _UNCOUNTED = _set(
-    "cholesky custom_linear_solve eig eigh ffi_call fft io_callback lu pallas_call pure_callback qr ragged_dot_general "
+    "cholesky eig eigh ffi_call fft io_callback lu pallas_call pure_callback qr ragged_dot_general "
     "svd triangular_solve while"
 )
 
@@ -286,6 +290,8 @@ def _bodies(name: str, equation) -> list[ClosedJaxpr | Jaxpr]:
     """The programs that an operation runs; for sums, scatters and the like, which hold one for two numbers, none."""
     if name == "linear_call":
         return [equation.params["callee"]]
+    if name == "custom_linear_solve":  # of its four only this runs
+        return [equation.params["jaxprs"].solve]
     return [] if "reduce" in name or "scatter" in name or name in ("sort", "pallas_call") else _programs(equation)
 
 
@@ -338,6 +344,8 @@ def _elementwise(name: str, equation) -> int:
         return out.size
     if name in _SUMS:
         return equation.invars[0].aval.size
+    if name == "reduce":  # of several arrays at once, with as many initial values behind them
+        return sum(array.aval.size for array in equation.invars[: len(equation.outvars)])
     if name in _WINDOWS:
         return out.size * math.prod(equation.params["window_dimensions"])
     if name.startswith("scatter-"):

@@ -101,7 +101,8 @@ def write(
 
     Args:
         networks: of each its `name`, the `family` that it is drawn with, and numbers under the names in `COLUMNS`, in
-            FLOPs and bytes of one image; those that were not measured are left out.
+            FLOPs and bytes of one image; those that were not measured are left out. `uncounted` names, with commas
+            between, the operations of which its program does not tell the work.
         layers: {network: rows of (layer, type, output shape, parameters, FLOPs forward, FLOPs backward, other
             operations, bytes kept)}.
         notes: paragraphs on how it was counted and measured.
@@ -127,6 +128,10 @@ def write(
     pictures: list[Block] = []
     for name, x, y, titles in drawings:
         pictures.append(draw(name, scatter(networks, x, y, titles=titles), f"{titles[2]} over {titles[1]}."))
+    missing = [f"{network['name']}: {network['uncounted']}" for network in networks if network.get("uncounted")]
+    if missing:
+        notes = [*notes, f"Not counted, because a program does not tell their work: {'; '.join(missing)}."]
+        print(notes[-1])
     known = [abs(network["difference"]) for network in networks if network.get("difference") is not None]
     cards = [("Networks", len(networks), f"{len(known)} of them published")]
     if known:

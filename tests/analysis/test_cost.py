@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from cnn_jax.analysis import cost
 from cnn_jax.errors import InputError
+from cnn_jax.models import traced_for
+from cnn_jax.models.layers import BatchNorm
 
 
 def f32(*shape):
@@ -137,12 +139,47 @@ def test_what_nobody_uses_costs_nothing():
         (lambda x: x > 0, 0),
         (lambda x: x.astype(jnp.int32) + 1, 0),
         (lambda x: nn.max_pool(x[None], (2, 2), (2, 2)), (1 * 2 * 4) * (2 * 2)),
+        (lambda x: jax.lax.reduce((x, x), (0.0, 1.0), lambda a, b: (a[0] + b[0], a[1] * b[1]), (0, 1)), 2 * 60),
+        (lambda x: (jnp.sort(x), x.argmax(), jnp.where(x > 0, x, 0)), 0),  # chosen and moved, not computed
     ],
 )
 def test_other_arithmetic_is_counted_apart(function, operations):
     found = cost.count(function, f32(3, 5, 4))
     assert found.flops == 0
     assert found.elementwise == operations
+
+
+def test_of_a_solver_what_runs_is_counted():
+    """Not what says how its gradient is solved for."""
+
+    def function(x, b):
+        return jax.lax.custom_linear_solve(lambda y: x @ (x @ y), b, lambda _, b: x @ b, lambda _, b: x @ (x @ (x @ b)))
+
+    found = cost.count(function, f32(4, 4), f32(4))
+    assert (found.flops, found.uncounted) == (2 * 4 * 4, ())
+    both = cost.count(cost.gradient(lambda b, x: function(x, b)), f32(4), f32(4, 4))
+    assert (both.forward, both.backward) == (2 * 4 * 4, 3 * 2 * 4 * 4)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_costs_what_linens_does(train):
+    x = f32(1, 32, 32, 64)
+
+    def counts(norm):
+        def apply(both, rest):
+            params, x = both
+            return norm.apply({"params": params, **rest}, x, mutable=["batch_stats"])[0]
+
+        variables = jax.eval_shape(norm.init, jax.random.key(0), x)
+        arguments = (variables["params"], x), {"batch_stats": variables["batch_stats"]}
+        for function in (apply, cost.gradient(apply)):
+            found = cost.count(function, *arguments)
+            assert (found.flops, found.uncounted) == (0, ())
+            yield from (found.elementwise, found.kept, found.peak)
+
+    with traced_for("tpu"):
+        ours = list(counts(BatchNorm(train)))
+    assert ours == pytest.approx(list(counts(nn.BatchNorm(not train))), rel=0.01)
 
 
 class Net(nn.Module):

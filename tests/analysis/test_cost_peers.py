@@ -55,8 +55,12 @@ def test_convolutions(transposed, side, stride, dilation, groups):
 def test_networks(name, side, options):
     with torch.device("meta"):
         peer = getattr(import_torchvision().models, name)(num_classes=11).eval()
-        forward, backward = torch_flops(peer, torch.ones(1, 3, side, side))
-    grouped = [layer for layer in peer.modules() if getattr(layer, "groups", 1) > 1]
+        images = torch.ones(1, 3, side, side)
+        forward, backward = torch_flops(peer, images)
+        convolutions = [layer for layer in peer.modules() if isinstance(layer, torch.nn.Conv2d)]
+        first, _ = torch_flops(convolutions[0], images)
+    # Each layer has two gradients, but for that of the images; where groups are, PyTorch miscounts them, see above.
+    assert backward == 2 * forward - first or any(layer.groups > 1 for layer in convolutions)
     model = models.create(name, num_classes=11, **options)
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     with models.traced_for("tpu"):
@@ -66,5 +70,4 @@ def test_networks(name, side, options):
             cost.gradient(lambda params, rest, images: model.apply({"params": params, **rest}, images)),
             params, variables, images,
         )  # fmt: skip
-    assert found.forward == forward
-    assert grouped or found.backward == backward
+    assert (found.forward, found.backward) == (forward, 2 * forward - first)
