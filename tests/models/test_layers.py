@@ -2,20 +2,21 @@
 
 import math
 from functools import partial
-from itertools import product
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import compiled
 
+from cnn_jax.models import traced_for
 from cnn_jax.models.convolution import convolution
 from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, activated
 from cnn_jax.models.xla import kept
 
-# Sides that halve, and such that do not; one channel, where the convolution is a sum over the places, and two.
-CASES = list(product([(8, 12), (9, 11), (8, 9)], [1, 3, 5], [1, 2], [1, 2], [1, 2]))
+# (size, side, stride, dilation), beside those of test_convolution.py; of one channel it is a sum over the places.
+GEOMETRIES = [((8, 12), 1, 1, 1), ((9, 11), 5, 1, 1), ((8, 9), 5, 2, 1), ((9, 11), 3, 2, 2), ((8, 12), 5, 2, 2)]
 
 
 def xlas(x, kernel, bias, *, stride=1, dilation=1):
@@ -33,35 +34,19 @@ def arrays(key, size, side, channels):
     return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
 
 
-@pytest.mark.parametrize(("size", "side", "stride", "dilation", "channels"), CASES)
-def test_convolution_is_xlas(key, size, side, stride, dilation, channels):
-    primals = arrays(key, size, side, channels)
-
-    def by(conv):
-        y, back = jax.vjp(lambda *primals: conv(*primals, stride=stride, dilation=dilation), *primals)
-        return y, back(jnp.cos(y))
-
-    jax.tree.map(lambda ours, xla: np.testing.assert_allclose(ours, xla, atol=5e-5), by(convolution), by(xlas))
-
-
 @pytest.mark.parametrize("channels", [1, 2])
-def test_forward_mode_loops_and_examples(key, channels):
-    """Hessian-vector products, derivatives by one argument alone, `scan`, and a gradient for each example by `vmap`."""
-    x, kernel, bias = arrays(key, (6, 6), 3, channels)
+def test_convolution_is_xlas(key, channels):
+    def by(conv, primals):
+        every = []
+        for (_, _, stride, dilation), three in zip(GEOMETRIES, primals, strict=True):
+            y, back = jax.vjp(partial(conv, stride=stride, dilation=dilation), *three)
+            every.append((y, back(jnp.cos(y))))
+        return every
 
-    def by(conv):
-        def energy(x, kernel, bias):
-            return jnp.sin(conv(x, kernel, bias)).sum()
-
-        every = jax.grad(energy, (0, 1, 2))
-        _, hvp = jax.jvp(every, (x, kernel, bias), (jnp.cos(x), jnp.cos(kernel), jnp.cos(bias)))
-        alone = [jax.grad(energy, i)(x, kernel, bias) for i in range(3)]
-        _, forward = jax.jvp(lambda x: energy(x, kernel, bias), (x,), (jnp.ones_like(x),))
-        _, scanned = jax.lax.scan(lambda k, _: (k - 0.1 * jax.grad(energy, 1)(x, k, bias), k), kernel, length=3)
-        each = jax.vmap(jax.grad(energy, 1), (0, None, None))(x[:, None], kernel, bias)
-        return hvp, alone, forward, scanned, each
-
-    jax.tree.map(lambda ours, xla: np.testing.assert_allclose(ours, xla, atol=1e-4), by(convolution), by(xlas))
+    primals = [arrays(key, size, side, channels) for size, side, *_ in GEOMETRIES]
+    found, expected = (compiled(partial(by, conv), primals) for conv in (convolution, xlas))
+    for geometry, ours, xla in zip(GEOMETRIES, found, expected, strict=True):
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4, err_msg=str(geometry)), ours, xla)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -80,9 +65,15 @@ def test_conv_is_linens(key, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "epsilon", "momentum"), [(jnp.float32, 1e-5, 0.1), (jnp.float32, 1e-3, 0.01), (jnp.bfloat16, 1e-5, 0.1)]
+    ("platform", "dtype", "epsilon", "momentum"),
+    [
+        ("cpu", jnp.float32, 1e-5, 0.1),
+        ("cpu", jnp.float32, 1e-3, 0.01),
+        ("cpu", jnp.bfloat16, 1e-5, 0.1),
+        ("tpu", jnp.float32, 1e-5, 0.1),
+    ],
 )
-def test_batch_norm_is_linens(key, dtype, epsilon, momentum):
+def test_batch_norm_is_linens(key, platform, dtype, epsilon, momentum):
     """Values, running statistics and gradients, in training and in evaluation."""
     x = (3 + 2 * jax.random.normal(key, (4, 5, 6, 3))).astype(dtype)
     variables = BatchNorm(train=True).init(key, x)
@@ -100,7 +91,8 @@ def test_batch_norm_is_linens(key, dtype, epsilon, momentum):
         return grads, y, changed, evaluation.apply({**variables, **changed}, x)
 
     ours = partial(BatchNorm, dtype=dtype, epsilon=epsilon, momentum=momentum)
-    found = by(ours(train=True), ours(train=False))
+    with traced_for(platform):
+        found = by(ours(train=True), ours(train=False))
     expected = by(linen, linen.clone(use_running_average=True))
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(
