@@ -1,5 +1,7 @@
 """Schedules at points known by hand; optimisers against formulas."""
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -66,11 +68,11 @@ def test_adam_is_the_papers():
     ("call", "sentence"),
     [
         (lambda: make_schedule("cosin", 0.1, total_steps=9), "cosine"),
-        (lambda: make_schedule("constant", 0, total_steps=9), "learning rate 0: it must be above 0"),
+        (lambda: make_schedule("constant", 0, total_steps=9), "learning rate 0: it must be finite and above 0"),
         (lambda: make_schedule("constant", 1, total_steps=9, warmup_steps=9), "shorter than the run"),
         (lambda: make_schedule("one-cycle", 1, total_steps=9, warmup_steps=1), "warm-up of its own"),
         (lambda: make_optimiser("adan", 0.1), "adam"),
-        (lambda: make_optimiser("adam", 0.1, weight_decay=-1), "weight decay -1: it must be 0 or above"),
+        (lambda: make_optimiser("adam", 0.1, weight_decay=-1), "weight decay -1: it must be finite and 0 or above"),
         (lambda: make_optimiser("adam", 0.1, clip_norm=0), "clip norm 0: it must be above 0"),
     ],
 )
@@ -79,12 +81,32 @@ def test_bad_arguments(call, sentence):
         call()
 
 
-def test_rates_scale_the_whole_update_of_a_module():
+@pytest.mark.parametrize(
+    ("rates", "factors"),
+    [
+        ({"conv1": 0.25}, [0.25, 0.25, 1]),
+        ({"conv1": 0.25, "conv1/bias": 0, "norm": 3}, [0.25, 0, 3]),  # the inner one counts
+        ({}, [1, 1, 1]),
+    ],
+)
+def test_rates_scale_the_whole_update_of_a_module(rates, factors):
     """Decay of weights too, for it is a part of the rate."""
-    rates = {"conv1": 0.25}
     plain = updates(make_optimiser("adam", 0.1, weight_decay=0.5), 0.01)
     scaled = updates(make_optimiser("adam", 0.1, weight_decay=0.5, rates=rates), 0.01)
-    np.testing.assert_allclose(scaled, np.array(plain) * [0.25, 0.25, 1], rtol=1e-6)
+    np.testing.assert_allclose(scaled, np.array(plain) * factors, rtol=1e-6)
+
+
+def test_rates_at_any_depth():
+    """Of modules in modules, and of a parameter that is in none; such a path that there is not is refused."""
+    params = {"a": {"b": {"c": jnp.ones(1), "d": jnp.ones(1)}, "e": jnp.ones(1)}, "gain": jnp.ones(1)}
+    tx = make_optimiser("sgd", 1.0, momentum=0.0, rates={"a": 2, "a/b": 3, "a/b/c": 4, "gain": 5})
+    update, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_array_equal(jax.tree.leaves(update), [[-4], [-3], [-2], [-5]])
+    for path, nearest in {"a/bb": "a/b", "gian": "gain", "a/b/cc": "a/b/c"}.items():
+        with pytest.raises(
+            InputError, match=f"^rates: no module or parameter has the path '{path}': did you mean '{nearest}'"
+        ):
+            make_optimiser("sgd", 1.0, rates={path: 0}).init(params)
 
 
 def test_layers_learn_more_slowly_towards_the_input():
@@ -93,10 +115,41 @@ def test_layers_learn_more_slowly_towards_the_input():
     names = ["stem_conv", "stem_norm", *(f"stage{s}_block{b}" for s in (1, 2, 3, 4) for b in (1, 2)), "logits"]
     assert list(rates) == names
     np.testing.assert_allclose(list(rates.values()), 0.5 ** np.array([9, 9, *range(8, -1, -1)]))
-    inside = layer_rates(models.create("deeplabv3_resnet50", width=4), (8, 8, 3), decay=0.5)
-    assert inside["backbone/stem_conv"] < inside["backbone/stage4_block3"] < inside["logits"]
     with pytest.raises(InputError, match="layer decay 0: it must be above 0 and at most 1"):
         layer_rates(models.create("simple_cnn"), (8, 8, 1), decay=0)
+
+
+def test_layers_side_by_side_learn_alike():
+    """What counts is how many layers follow one another: heads have the rate 1, whatever stands beside them."""
+    rates = layer_rates(models.create("fcos_small"), (32, 32, 3), decay=0.5)
+    outputs = dict.fromkeys(("logits", "distances", "centerness"), 1.0)
+    assert list(rates.items())[-6:] == [("pyramid", 0.25), ("classes", 0.5), ("box", 0.5), *outputs.items()]
+    assert rates["backbone/stem_conv"] == rates["backbone/stem_norm"] == 0.5**7
+    rates = layer_rates(models.create("deeplabv3_resnet50", width=4, dtype="bfloat16"), (8, 8, 3), decay=0.5)
+    assert {rates[f"aspp{i}_{part}"] for i in (1, 2, 3, 4) for part in ("conv", "norm")} == {0.5**3}
+    assert rates["backbone/stage4_block3"] == 0.5**4
+    assert rates["logits"] == rates["aux_logits"] == 1
+
+
+class Looped(nn.Module):
+    """A gain outside of all modules, and a layer that runs again after the one that follows it."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        again, other = nn.Dense(4, name="again"), nn.Dense(4, name="other")
+        x = again(images.reshape(len(images), 4))
+        x *= self.param("gain", nn.initializers.ones, (1, 4))
+        return nn.Dense(2, name="last")(again(other(x)))
+
+
+def test_rates_of_layers_that_run_again_and_of_a_lone_parameter():
+    rates = layer_rates(Looped(), (2, 2, 1), decay=0.5)
+    assert rates == {"again": 0.25, "gain": 0.25, "other": 0.5, "last": 1}
+    params = Looped().init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))["params"]
+    tx = make_optimiser("sgd", 1.0, momentum=0.0, rates=rates)
+    ones = jax.tree.map(jnp.ones_like, params)
+    update, _ = tx.update(ones, tx.init(params), params)
+    assert {name: -float(jax.tree.leaves(update[name])[0].ravel()[0]) for name in update} == rates
 
 
 def test_patterns_find_what_they_freeze():
@@ -110,9 +163,32 @@ def test_patterns_find_what_they_freeze():
         (["nrom"], "freeze 'nrom': no parameter has such a path; they begin with conv1, norm"),
         (["norm", "stage["], r"freeze 'stage\[': not a regular expression \(unterminated"),
         ([".*"], r"freeze '\.\*': no parameter is left to learn"),
+        ("norm", r"freeze 'norm': give a sequence of patterns, \['norm'\]"),
     ]:
         with pytest.raises(InputError, match=sentence):
             frozen({"params": PARAMS}, patterns)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("conv1", "conv1"),
+        ("conv", "conv1 conv11 conv13"),
+        ("conv1/", "conv1"),
+        ("conv1|stem", "conv1 stem_conv"),
+        ("conv[0-9]+", "conv1 conv11 conv13"),
+        ("conv1.", "conv11 conv13 conv1"),
+        ("stem", "stem_conv"),
+        ("(?!conv)", "stem_conv"),
+        (".*v1/bias", "conv1"),
+    ],
+)
+def test_no_pattern_ends_within_a_number(pattern, names):
+    modules = ("conv1", "conv11", "conv13", "stem_conv")
+    params = {name: {"bias": jnp.zeros(1)} for name in modules} | {"logits": {"scale": jnp.zeros(1)}}
+    held = frozen({"params": params}, [pattern])["params"]
+    held.pop("logits")
+    assert {name for name in held if held[name]["bias"]} == set(names.split())
 
 
 def test_muon_makes_the_update_of_a_kernel_orthogonal():
