@@ -138,7 +138,7 @@ class Looped(nn.Module):
     def __call__(self, images, *, train=False):
         again, other = nn.Dense(4, name="again"), nn.Dense(4, name="other")
         x = again(images.reshape(len(images), 4))
-        x *= self.param("gain", nn.initializers.ones, (1, 4))
+        x *= self.param("gain", nn.initializers.ones, 4)[None]
         return nn.Dense(2, name="last")(again(other(x)))
 
 
