@@ -5,6 +5,7 @@ probe = linear_probe(features["train"], labels["train"], num_classes=10)
 accuracy = (probe.scores(features["test"]).argmax(-1) == labels["test"]).mean()
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 
 from cnn_jax.analysis.activations import outline, stage_of, stages
 from cnn_jax.analysis.batches import batches
+from cnn_jax.analysis.scores import at_least_one
 from cnn_jax.errors import InputError
 
 # Strengths of the regularisation that are tried, in units of the features' mean variance in all directions.
@@ -79,7 +81,13 @@ class Probe(NamedTuple):
     """i32[], which of the strengths was taken: the one of the smallest error."""
 
     def scores(self, features: jax.Array) -> jax.Array:
-        """f32[N,C] of features f32[N,D]: near 1 for the class that an example has, near 0 for the others."""
+        """f32[N,C] of features f32[N,D]: near 1 for the class that an example has, near 0 for the others.
+
+        Raises:
+            InputError: features of another D than it has learned from.
+        """
+        if features.shape[1:] != self.kernel.shape[:1]:
+            raise InputError(f"features have shape {features.shape}, and the probe is of (N, {len(self.kernel)})")
         return jnp.matmul(features, self.kernel, precision="highest") + self.bias[None]
 
 
@@ -94,15 +102,15 @@ def linear_probe(
     example is spent on the choice. All strengths are tried in one compiled call.
 
     Args:
-        features: f32[N,D], N of 2 or more.
-        labels: i32[N].
+        features: f32[N,D], N of 2 or more, finite.
+        labels: i32[N], 0 to num_classes - 1.
         strengths: above 0, in units of the mean variance of the features: 1 shrinks an average direction by half.
 
     Raises:
-        InputError: shapes that do not fit together, fewer than two examples, or strengths that are not above 0.
+        InputError: shapes that do not fit together, fewer than two examples, or values that are none of these.
     """
-    _check(features, labels, strengths)
-    return _fit(jnp.asarray(features), jnp.asarray(labels), jnp.asarray(strengths, jnp.float32), num_classes)
+    features, labels = _checked("training", features, labels, num_classes, least=2)
+    return _fit(features, labels, _positive(strengths), num_classes)
 
 
 def few_shot(
@@ -123,14 +131,21 @@ def few_shot(
     Args:
         features: f32[N,D] of the examples to choose from.
         labels: i32[N].
-        rows: i32[R,n], the rows of the examples of each selection.
+        rows: i32[R,n], the rows of the examples of each selection, n of 2 or more.
         test_features: f32[M,D].
         test_labels: i32[M].
+
+    Raises:
+        InputError: as `linear_probe`, rows that are not there, or selections of fewer than two.
     """
-    _check(features, labels, strengths)
-    _check(test_features, test_labels, strengths)
-    arrays = map(jnp.asarray, (features, labels, rows, test_features, test_labels))
-    return _few_shot(*arrays, jnp.asarray(strengths, jnp.float32), num_classes)
+    learned = _checked("training", features, labels, num_classes, least=2)
+    tested = _checked("test", test_features, test_labels, num_classes)
+    rows, last = jnp.asarray(rows), len(learned[0]) - 1
+    if rows.ndim != 2 or not len(rows) or rows.shape[1] < 2 or not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise InputError(f"rows of {rows.dtype} have shape {rows.shape}: expected whole numbers (R, n), n at least 2")
+    if rows.min() < 0 or rows.max() > last:
+        raise InputError(f"rows from {rows.min()} to {rows.max()}: there are 0 to {last}")
+    return _few_shot(*learned, rows, *tested, _positive(strengths), num_classes)
 
 
 def probe_stages(
@@ -161,18 +176,20 @@ def probe_stages(
 
     learned, tested = (_embedded(look, variables, images, batch_size) for images, _ in (train, test))
     probes = {stage: linear_probe(x, train[1], num_classes=num_classes) for stage, x in learned.items()}
-    return {
-        stage: float(np.mean(np.asarray(probe.scores(tested[stage])).argmax(1) == test[1]))
-        for stage, probe in probes.items()
-    }
+    found = {}
+    for stage, probe in probes.items():
+        x, wanted = _checked("test", tested[stage], test[1], num_classes)
+        found[stage] = float(np.mean(np.asarray(probe.scores(x).argmax(1) == wanted)))
+    return found
 
 
 def draw_balanced(key: jax.Array, labels: np.ndarray, *, shots: int) -> np.ndarray:
     """Rows of `shots` examples of each class, drawn without repetition: i32[classes · shots].
 
     Raises:
-        InputError: a class has fewer.
+        InputError: a class has fewer, or none are to be drawn.
     """
+    at_least_one(shots=shots)
     labels = np.asarray(labels)
     order = np.asarray(jax.random.permutation(key, len(labels)))
     chosen = []
@@ -184,13 +201,30 @@ def draw_balanced(key: jax.Array, labels: np.ndarray, *, shots: int) -> np.ndarr
     return np.concatenate(chosen).astype(np.int32)
 
 
-def _check(features, labels, strengths):
-    if features.ndim != 2 or labels.shape != features.shape[:1] or len(features) < 2:
+def _checked(role, features, labels, num_classes, *, least=1) -> tuple[jax.Array, jax.Array]:
+    """Both as arrays; InputError where nothing can be learned or tested with them."""
+    features, labels = jnp.asarray(features), jnp.asarray(labels)
+    if features.ndim != 2 or labels.shape != features.shape[:1] or len(features) < least:
         raise InputError(
-            f"features have shape {features.shape} and labels {labels.shape}: expected (N, D) and (N,), N at least 2"
+            f"{role} features have shape {features.shape} and labels {labels.shape}: expected (N, D) and (N,), N at "
+            f"least {least}"
         )
-    if not len(strengths) or min(strengths) <= 0:
-        raise InputError(f"strengths of regularisation {tuple(strengths)}: give at least one, all above 0")
+    if any(isinstance(array, jax.core.Tracer) for array in (features, labels)):
+        return features, labels  # values are not known yet
+    if not jnp.isfinite(features).all():
+        raise InputError(f"{role} features are not all finite")
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(
+            f"{role} labels of {labels.dtype} are from {labels.min()} to {labels.max()}: expected whole numbers from 0 "
+            f"to {num_classes - 1}"
+        )
+    return features, labels
+
+
+def _positive(strengths: Sequence[float]) -> jax.Array:
+    if not len(strengths) or not all(0 < strength < math.inf for strength in strengths):
+        raise InputError(f"strengths of regularisation {tuple(strengths)}: give at least one, all finite and above 0")
+    return jnp.asarray(strengths, jnp.float32)
 
 
 @partial(jax.jit, static_argnames="num_classes")

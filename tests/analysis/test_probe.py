@@ -117,12 +117,55 @@ def test_probes_of_all_stages_are_those_of_each(key):
     assert min(found.values()) > 0.7
 
 
-def test_bad_arguments():
+def test_probes_of_several_sets_at_once():
+    sets = [examples(12, 4, seed) for seed in range(3)]
+    many = jax.vmap(lambda x, y: analysis.linear_probe(x, y, num_classes=CLASSES).kernel)
+    alone = [analysis.linear_probe(*of, num_classes=CLASSES).kernel for of in sets]
+    np.testing.assert_allclose(many(*map(np.stack, zip(*sets, strict=True))), alone, rtol=1e-3, atol=1e-4)
+
+
+def test_one_example_is_enough_to_test_with():
+    features, labels = examples(12, 4)
+    rows = np.arange(12)[None]
+    accuracy = analysis.few_shot(features, labels, rows, features[:1], labels[:1], num_classes=CLASSES)
+    assert accuracy.tolist() == [1.0]
+
+
+def test_bad_arguments(key):
     features, labels = examples(6, 4)
+    broken = features.copy()
+    broken[4, 1] = np.nan
+
+    def probe(features=features, labels=labels, **options):
+        return analysis.linear_probe(features, labels, num_classes=CLASSES, **options)
+
+    def few(rows, test_features=features, test_labels=labels):
+        return analysis.few_shot(features, labels, np.array(rows), test_features, test_labels, num_classes=CLASSES)
+
     for call, sentence in [
-        (lambda: analysis.linear_probe(features, labels[:5], num_classes=3), r"\(6, 4\) and labels \(5,\): expected"),
-        (lambda: analysis.linear_probe(features, labels, num_classes=3, strengths=(0, 1)), "all above 0"),
-        (lambda: analysis.linear_probe(features[:1], labels[:1], num_classes=3), "N at least 2"),
+        (lambda: probe(labels=labels[:5]), r"training features have shape \(6, 4\) and labels \(5,\): expected"),
+        (lambda: probe(features[:1], labels[:1]), "N at least 2"),
+        (lambda: probe(broken), "training features are not all finite"),
+        (
+            lambda: probe(labels=labels + 2),
+            "training labels of int32 are from 2 to 4: expected whole numbers from 0 to 2",
+        ),
+        (lambda: probe(labels=labels - 1), "from -1 to 1"),
+        (lambda: probe(labels=labels / 2), "training labels of float32"),
+        (lambda: probe(strengths=(0, 1)), "all finite and above 0"),
+        (lambda: probe(strengths=(1, np.nan)), "all finite and above 0"),
+        (lambda: probe(strengths=()), "give at least one"),
+        (lambda: probe().scores(features[:, :3]), r"features have shape \(6, 3\), and the probe is of \(N, 4\)"),
+        (lambda: few([[0]]), r"shape \(1, 1\): expected whole numbers \(R, n\), n at least 2"),
+        (lambda: few([0, 1]), r"shape \(2,\): expected"),
+        (lambda: few([[0.0, 1.0]]), "rows of float32"),
+        (lambda: few([[0, 1, 6]]), "rows from 0 to 6: there are 0 to 5"),
+        (lambda: few([[0, -1]]), "rows from -1 to 0: there are 0 to 5"),
+        (lambda: few([[0, 1]], features[:, :3]), r"features have shape \(6, 3\), and the probe is of \(N, 4\)"),
+        (lambda: few([[0, 1]], broken), "test features are not all finite"),
+        (lambda: few([[0, 1]], features, labels + 2), "test labels of int32 are from 2 to 4"),
+        (lambda: few([[0, 1]], features[:0], labels[:0]), "test features .* N at least 1"),
+        (lambda: analysis.draw_balanced(key, labels, shots=-1), "shots is -1: expected 1 or more"),
     ]:
         with pytest.raises(InputError, match=sentence):
             call()
