@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, check_choices, check_images, tap
+from cnn_jax.models.layers import ACTIVATIONS, NORMS, Conv, check_choices, check_images, normed, tap
 from cnn_jax.models.pooling import PADDINGS, POOLINGS
 
 
@@ -20,6 +20,7 @@ class ResNet9(nn.Module):
     Attributes:
         num_classes: length of the logits.
         width: channels of the stem; each stage doubles them. The work grows with its square: on a CPU take 16 or 32.
+        norm: "batch", or "group" of 32 groups.
         activation: a key of `layers.ACTIVATIONS`.
         pooling: a key of `pooling.POOLINGS`.
         padding: "torch", zeros, or "circular".
@@ -30,6 +31,7 @@ class ResNet9(nn.Module):
 
     num_classes: int = 10
     width: int = 64
+    norm: str = "batch"
     activation: str = "relu"
     pooling: str = "max"
     padding: str = "torch"
@@ -38,7 +40,7 @@ class ResNet9(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        check_choices(self, activation=ACTIVATIONS, pooling=POOLINGS, padding=PADDINGS)
+        check_choices(self, norm=NORMS, activation=ACTIVATIONS, pooling=POOLINGS, padding=PADDINGS)
         super().__post_init__()
 
     @nn.compact
@@ -48,7 +50,7 @@ class ResNet9(nn.Module):
 
         def convolve(x, features, name):
             x = Conv(features, use_bias=False, dtype=self.dtype, padding=self.padding, name=f"{name}_conv")(x)
-            x = BatchNorm(train, self.axis_name, self.dtype, name=f"{name}_norm")(x)
+            x = normed(x, self.norm, f"{name}_norm", train=train, axis_name=self.axis_name, dtype=self.dtype)
             return ACTIVATIONS[self.activation](x)
 
         x = tap(self, "stem", convolve(images.astype(self.dtype), self.width, "stem"))

@@ -36,8 +36,22 @@ def test_logits_are_scaled_maxima(key):
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_with_group_norm_an_image_does_not_see_the_others(key):
+    model = models.create("resnet9", width=4, norm="group")
+    images = jax.random.normal(key, (3, 8, 8, 3))
+    variables = filled(model, images)
+    assert set(variables) == {"params"}
+
+    def logits(images):
+        return compiled(lambda x: model.apply(variables, x, train=True), images)
+
+    np.testing.assert_allclose(logits(images)[:2], logits(images[:2]), rtol=1e-5, atol=1e-5)
+
+
 def test_errors():
     with pytest.raises(InputError, match="resnet9: images of 7×7 are smaller than its stride of 8"):
         jax.eval_shape(ResNet9().init, jax.random.key(0), jnp.ones((1, 7, 7, 3)))
     with pytest.raises(InputError, match="unknown activation"):
         models.create("resnet9", activation="swish2")
+    with pytest.raises(InputError, match="unknown norm 'layer'"):
+        models.create("resnet9", norm="layer")
