@@ -55,6 +55,8 @@ def describe(
     A layer is a module that has parameters of its own or calls no other module. What is a mere function, such as ReLU
     or pooling, has no row. A module that runs twice has two rows, and its parameters in the first.
 
+    What training costs, in FLOPs, memory and time: `python -m experiments.cost --models NAME`, or `analysis.cost`.
+
     Args:
         model: called with images f32[1,H,W,C].
         image_shape: (H,W,C).
