@@ -3,11 +3,15 @@
 import contextlib
 import errno
 import io
+import os
+import select
 import shlex
 import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cnn_jax.errors import InputError, unknown
@@ -22,19 +26,25 @@ def main(run: Callable, config_class: type, description: str) -> None:
     """Parses the flags that `config_class` (a frozen dataclass) describes, and calls `run(config)`.
 
     Exits with 0; with 2 and one sentence for bad input and a full disk; with 130 or 143 when SIGINT or SIGTERM stopped
-    it; with 1 when training failed. A mistake of ours keeps its traceback.
+    it, and without a word with 141 when whoever reads its output has ended; with 1 when training failed. A mistake of
+    ours keeps its traceback.
     """
     from absl import logging
 
     logging.set_verbosity(logging.FATAL)  # Orbax logs at length what it then raises
     resumes = "resume" in config_class.__dataclass_fields__
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be of any bytes
     try:
         with _stoppable():
             run(_parse(config_class, description))
+            sys.stdout.flush()
     except _Stopped as stop:
-        what = "what was saved before is whole" + ", and --resume goes on from there" * resumes
+        what = "what was saved before is whole" + "; a run that had begun goes on with --resume" * resumes
         _leave(f"stopped by {signal.Signals(stop.number).name}: {what}", 128 + stop.number)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise SystemExit(128 + signal.SIGPIPE) from None
         code = 2 if isinstance(error, InputError) else getattr(error, "exit_code", None)
         if code is None and _disk_is_full(error):
             again = "add --resume" if resumes else "start again"
@@ -66,11 +76,14 @@ def _parse(config_class: type, description: str):
     written = io.StringIO()
     try:
         with contextlib.redirect_stderr(written):
-            return tyro.cli(config_class, prog=prog, description=description, args=arguments)
+            config = tyro.cli(config_class, prog=prog, description=description, args=arguments)
     except SystemExit as end:
         if end.code in (0, None):
             raise
         raise InputError(f"{_unboxed(written.getvalue()).rstrip('.')} (--help lists the flags)") from None
+    paths = {name: value for name, value in vars(config).items() if isinstance(value, Path)}
+    # A shell does so for `--out ~/runs`, not for `--out=~/runs`.
+    return replace(config, **{name: Path(os.path.expanduser(path)) for name, path in paths.items()})
 
 
 def _unboxed(text: str) -> str:
@@ -152,6 +165,17 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _nobody_reads() -> bool:
+    """Whether our output is a pipe that nobody reads any more; what is still to be written then goes nowhere."""
+    with contextlib.suppress(OSError):  # no file of the system's
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)  # errors are told without being asked for
+        if output.poll(0):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return True
+    return False
+
+
 def _leave(sentence: str, code: int) -> None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -160,9 +184,11 @@ def _leave(sentence: str, code: int) -> None:
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
+    """Or the user's share of it is."""
     # Orbax and TensorStore raise errors of their own, from the system's or with its words in them.
     while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            return True
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return True
         error = error.__cause__ or error.__context__
     return False

@@ -9,9 +9,10 @@ from cnn_jax.errors import InputError
 
 
 def write_atomically(path, content: bytes | str) -> Path:
-    """Writes a whole file (text as UTF-8) by way of a temporary one beside it, and returns its path.
+    r"""Writes a whole file (text as UTF-8) by way of a temporary one beside it, and returns its path.
 
-    Whoever reads meanwhile, or after a crash, finds the old content or the new. Makes the folder if need be.
+    Whoever reads meanwhile, or after a crash, finds the old content or the new. Makes the folder if need be. Of a name
+    that is no UTF-8 what cannot be written stands there as "\udcff", which JSON reads back as the name.
     Raises `OSError` when it cannot write, for instance on a full disk; the old file then is as it was.
     """
     path = Path(path)
@@ -19,7 +20,7 @@ def write_atomically(path, content: bytes | str) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
         os.replace(temporary, path)

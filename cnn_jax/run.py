@@ -38,18 +38,17 @@ class Run:
             self.resumed = self._check(settings, resume)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until `close`
-        except OSError as error:
-            raise InputError(
-                f"run folder {self.path} cannot be used: {error.strerror}. Choose another --out"
-            ) from error
-        try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             raise InputError(
                 f"run folder {self.path} is in use by {holder}: wait for it, or choose another --out"
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"run folder {self.path} cannot be used: {error.strerror}. Choose another --out"
+            ) from error
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()}")
         self._lock.flush()

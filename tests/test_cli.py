@@ -1,6 +1,7 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,18 @@ def full_disk_in_a_library():
         raise OfOrbax("could not write") from error
 
 
-@pytest.mark.parametrize("fail", [full_disk, full_disk_in_a_library])
+def full_quota():
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/runs/a")
+
+
+def full_disk_in_tensorstore():
+    raise ValueError(
+        'RESOURCE_EXHAUSTED: Error writing "params/0" in OCDBT database at local file "/runs/a/checkpoints/2.orbax-'
+        "checkpoint-tmp/\": Failed to write 6680576 bytes to file 4: No space left on device [os_error_code='28']"
+    )
+
+
+@pytest.mark.parametrize("fail", [full_disk, full_disk_in_a_library, full_quota, full_disk_in_tensorstore])
 def test_a_full_disk(command, fail):
     sentence = "error: the disk is full: what was saved before is whole. Free some space and start again\n"
     assert command(run=lambda config: fail()) == (2, "", sentence)
@@ -178,8 +190,55 @@ class Resumable(Config):
 
 def test_scripts_that_can_go_on_say_how(command):
     found = command(run=lambda config: signal.raise_signal(signal.SIGTERM), config_class=Resumable)
-    assert found[2] == "stopped by SIGTERM: what was saved before is whole, and --resume goes on from there\n"
+    assert found[2] == (
+        "stopped by SIGTERM: what was saved before is whole; a run that had begun goes on with --resume\n"
+    )
     assert command(run=lambda config: full_disk(), config_class=Resumable)[2].endswith("space and add --resume\n")
+
+
+@pytest.mark.parametrize(("lines", "unbuffered"), [(3, ""), (3, "1"), (10**6, "")])
+def test_who_reads_the_output_may_stop(lines, unbuffered):
+    """As `head -1` does; Unix knows 141 as the end by SIGPIPE."""
+    script = f"""
+from dataclasses import dataclass
+from cnn_jax import cli
+
+@dataclass(frozen=True)
+class Config:
+    pass
+
+def run(config):
+    for _ in range({lines}):
+        print("a line")
+
+cli.main(run, Config, "")
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+def test_another_pipe_that_breaks_is_a_mistake_of_ours(command):
+    def run(config):
+        raise BrokenPipeError(errno.EPIPE, "of a worker")
+
+    with pytest.raises(BrokenPipeError):
+        command(run=run)
+
+
+def test_home_is_found_in_any_flag(command, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    seen = []
+    command("--out=~/runs/a", run=seen.append)
+    command("--out", "b~", run=seen.append)
+    assert [config.out for config in seen] == [Path("/home/me/runs/a"), Path("b~")]
+
+
+def test_a_name_of_any_bytes_can_be_printed(command):
+    assert command(run=lambda config: print(os.fsdecode(b"caf\xe9"))) == (0, "caf\\udce9\n", "")
 
 
 def test_least_values():

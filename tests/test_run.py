@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -111,6 +113,23 @@ def test_a_folder_in_use_names_who_holds_it(finished):
         other.kill()  # the system lets go of the folder for it
         other.wait()
     assert Run(finished, SETTINGS, resume=True).resumed
+
+
+def test_a_folder_that_cannot_be_locked_is_not_in_use(tmp_path, monkeypatch):
+    """As on a network's file system without locks."""
+
+    def fail(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(InputError, match=r"^run folder .* cannot be used: No locks available. Choose another --out$"):
+        Run(tmp_path / "run", SETTINGS)
+
+
+def test_a_run_of_data_that_are_named_in_any_bytes_can_be_taken_up(tmp_path):
+    settings = SETTINGS | {"dataset": os.fsdecode(b"caf\xe9")}
+    Run(tmp_path, settings).close()
+    assert Run(tmp_path, settings, resume=True).resumed
 
 
 def test_a_run_that_let_go_can_be_taken_up(finished):

@@ -105,7 +105,8 @@ def write(
     calibration = plots.calibration(*(metrics[f"reliability_{name}"] for name in ("confidence", "accuracy", "count")))
     worst = plots.mistakes(test_images, label, prediction, confidence, class_names)
     results = [
-        "Every image of the test set counts once. The figures are those of the last step, not of the best epoch.",
+        "Every image of the test set counts once. The figures are those at the end of training, not of the best epoch: "
+        "of the moving average of the parameters where one is kept, otherwise of the last parameters.",
         Table(["average", "precision", "recall", "F1"], averages, "Over the classes."),
         draw("confusion", plots.confusion_matrix(metrics["confusion"], class_names), "Rows are the true classes."),
         draw("per_class", plots.per_class(*per_class, class_names), "Precision, recall and F1 of each class."),

@@ -91,7 +91,7 @@ def write(
         draw(
             "curves",
             plots.curves(history, metrics=curves),
-            "Training with dropout and augmentation, as they were met, and test.",
+            "The training curves are with dropout and augmentation, where there are any; the test curves without.",
         ),
         draw("gradient_norms", plots.gradient_norms(steps, norms), "How much each layer is asked to change."),
         draw("learning_rate", plots.learning_rate(steps, learning_rate(steps)), "The learning rate."),

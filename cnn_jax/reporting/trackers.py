@@ -5,7 +5,7 @@ JSON knows no NaN and no infinity; both are written as null, and null is read ba
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,7 @@ def read_metrics(path) -> list[dict]:
             record = None
         if not isinstance(record, dict):
             shown = line[:60].decode(errors="replace")
-            raise InputError(f"{path}, line {number}: expected a JSON object, got {shown!r}")
+            raise InputError(f"{path}, line {number}: expected a JSON object, got {shown!r}: remove this line")
         records.append(_null_to_nan(record))
     return records
 
@@ -77,8 +77,8 @@ class Tracker:
     writes `{"step": 100, "split": "train", "epoch": 1.6, "loss": 0.31, "accuracy": 0.92}`. Lines of an earlier run in
     the folder are kept (a half-written last one is cut off): call `truncate_after` on resuming.
 
-    tensorboard: also write events under `folder/tensorboard`, as "split/name". Needs the extra of that name, and
-        raises `InputError` without it.
+    tensorboard: also write events under `folder/tensorboard`, as "split/name", of a dict as "split/name/key". Needs the
+        extra of that name, and raises `InputError` without it.
     """
 
     def __init__(self, folder, *, tensorboard: bool = False):
@@ -98,15 +98,16 @@ class Tracker:
         if self._events_class is not None:
             if self._events is None:
                 self._events = self._events_class(str(self.path.parent / "tensorboard"), purge_step=self._purge_step)
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(f"{split}/{name}" if split else name, value, int(step))
+            for name, value in _numbers(values, f"{split}/" if split else ""):
+                self._events.add_scalar(name, value, int(step))
 
     def truncate_after(self, step: int) -> None:
         """Drops the records of steps later than `step`, atomically: a resumed run writes them again."""
         self._file.close()
         lines = self.path.read_bytes().split(b"\n")[:-1]
-        kept = [line for line, record in zip(lines, read_metrics(self.path), strict=True) if record["step"] <= step]
+        kept = [
+            line for line, record in zip(lines, read_metrics(self.path), strict=True) if record.get("step", 0) <= step
+        ]
         if len(kept) < len(lines):
             write_atomically(self.path, b"".join(line + b"\n" for line in kept))
         self._purge_step = step + 1  # TensorBoard hides what earlier event files hold from there on
@@ -124,6 +125,15 @@ class Tracker:
 
     def __exit__(self, *_error) -> None:
         self.close()
+
+
+def _numbers(values: Mapping, prefix: str) -> Iterator[tuple[str, float]]:
+    """The numbers in a dict and in the dicts in it, each with its path."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value
 
 
 def _open_to_append(path: Path):

@@ -150,10 +150,12 @@ class Checkpoints:
         as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in note["arrays"]}
         restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
         shown = sys.unraisablehook
-        sys.unraisablehook = _without_late_reads(shown)
+        if not isinstance(shown, _WithoutLateReads):
+            sys.unraisablehook = _WithoutLateReads(shown)
         try:
             arrays = dict(self._manager.restore(step, args=ocp.args.Composite(arrays=restore))["arrays"])
         except Exception as error:  # Orbax and TensorStore raise whatever their formats' parsers do.
+            # The hook stays: the other reads end at any time from now on.
             raise _Damaged(f"its arrays cannot be read: {type(error).__name__}") from error
         sys.unraisablehook = shown
         for name, description in note["arrays"].items():
@@ -174,14 +176,14 @@ class _Damaged(Exception):
     pass
 
 
-def _without_late_reads(shown: Callable) -> Callable:
+class _WithoutLateReads(NamedTuple):
     """A hook that keeps off the screen the tracebacks of reads that end after Orbax has given up on one of them."""
 
-    def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            shown(unraisable)
+    shown: Callable
 
-    return hook
+    def __call__(self, unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self.shown(unraisable)
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Parallel:
         spec = PartitionSpec(*[None] * axis, "data")
         if self.mode == "jit":
             return jax.device_put(tree, NamedSharding(self.mesh, spec))
-        spread = jax.tree.map(lambda x: np.moveaxis(np.stack(np.split(np.asarray(x), self.devices, axis)), 0, 0), tree)
+        spread = jax.tree.map(lambda x: np.stack(np.split(np.asarray(x), self.devices, axis)), tree)
         return jax.device_put(spread, NamedSharding(self.mesh, PartitionSpec("data")))
 
     def compile(

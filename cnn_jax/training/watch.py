@@ -30,10 +30,12 @@ class Clock:
     def __init__(self):
         self.seconds = 0.0
 
-    def start(self):
+    def start(self) -> None:
+        """From now on it counts."""
         self._since = time.perf_counter()
 
-    def stop(self):
+    def stop(self) -> None:
+        """Until it is started again it does not."""
         self.seconds += time.perf_counter() - self._since
 
 
@@ -53,6 +55,7 @@ class Window:
         self._since = time.perf_counter()
 
     def add(self, first: int, last: int, stats: dict) -> None:
+        """Takes the statistics of the steps from `first` until before `last`, one row each, on the devices."""
         self._waiting.append((first, last, stats))
         if last - self._waiting[0][0] > self._every:
             held = self._waiting.pop()
@@ -85,5 +88,6 @@ class Window:
             self._log("train", first + end, {**means, "epoch": epoch, "images_per_second": rate, "grad_norm": norms})
 
     def median_rate(self) -> float:
+        """Images a second."""
         # The first window holds the compilation.
         return float(np.median(self._rates[1:] or self._rates))

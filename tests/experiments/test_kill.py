@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,26 +73,35 @@ class Ended(NamedTuple):
     err: str
 
 
-def run(
-    folder: Path, *, epochs: int, send: int | None = None, when: str = "", count: int = 1, after: float = 0.0
-) -> Ended:
-    """Begins the run in `folder` or goes on with it, in a process of its own.
-
-    A signal is sent `after` seconds after the `count`-th line of output that begins with `when`, or after the start.
-    """
+def run(folder: Path, *, epochs: int, **kill) -> Ended:
+    """Begins the run in `folder` or goes on with it, in a process of its own; `kill` is `watch`'s."""
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), "--out", str(folder), "--epochs", str(epochs)]
-    return watch(command, send=send, when=when, count=count, after=after)
+    return watch(command, **kill)
 
 
-def watch(command: list[str], *, send: int | None = None, when: str = "", count: int = 1, after: float = 0.0) -> Ended:
+def watch(
+    command: list[str],
+    *,
+    send: int | None = None,
+    when: str = "",
+    count: int = 1,
+    after: float = 0.0,
+    saves: Path | None = None,
+) -> Ended:
+    """Runs a command to its end.
+
+    A signal is sent `after` seconds after the `count`-th line of output that begins with `when`, or after the start;
+    with `saves`, a folder of checkpoints, the process is killed in the midst of the next save from then on.
+    """
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
     with (
         tempfile.TemporaryFile("w+") as err,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True, env=environment) as process,
     ):
-        timer = threading.Timer(after, process.send_signal, [send])
+        kill = partial(kill_in_a_save, process, saves) if saves else partial(process.send_signal, send)
+        timer = threading.Timer(after, kill)
         if send and not when:
             timer.start()
         lines = []
@@ -107,10 +118,24 @@ def watch(command: list[str], *, send: int | None = None, when: str = "", count:
         return Ended(code, int(steps[-1]) if steps else 0, "finished\n" in lines, "".join(lines), err.read())
 
 
-def state(folder: Path) -> tuple[int, dict]:
-    """(step, {name: array}) of the newest checkpoint."""
-    model = models.create("simple_cnn", num_classes=3)
-    template = training.create_state(jax.random.key(0), model, optax.adam(1e-3), (8, 8, 1))
+def kill_in_a_save(process: subprocess.Popen, saves: Path) -> None:
+    """Kills a process that is held still for it, so that what it was writing is half written for certain."""
+    while process.poll() is None:
+        if any(saves.glob("*tmp*")):
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if any(saves.glob("*tmp*")):
+                process.kill()
+                return
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.001)
+
+
+def state(folder: Path, template=None) -> tuple[int, dict]:
+    """(step, {name: array}) of the newest checkpoint; of the script above without a template."""
+    if template is None:
+        model = models.create("simple_cnn", num_classes=3)
+        template = training.create_state(jax.random.key(0), model, optax.adam(1e-3), (8, 8, 1))
     checkpoints = training.Checkpoints(folder / "checkpoints")
     restored = checkpoints.restore(template)
     checkpoints.close()
@@ -118,26 +143,30 @@ def state(folder: Path) -> tuple[int, dict]:
     return restored.step, {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(restored.state)}
 
 
-def differing(left: Path, right: Path) -> list[str]:
+def differing(left: Path, right: Path, template=None) -> list[str]:
     """The names of the arrays that are not the same bit for bit, of the newest checkpoints of two runs."""
-    (left_step, a), (right_step, b) = state(left), state(right)
+    (left_step, a), (right_step, b) = state(left, template), state(right, template)
     assert left_step == right_step
     assert a.keys() == b.keys()
     return [name for name in a if a[name].tobytes() != b[name].tobytes()]
 
 
 def kill_and_resume(kills: int, *, seed: int, folder: Path, epochs: int) -> Path:
-    """Kills a run `kills` times at random moments and lets it end; returns its folder. Prints what became of each.
+    """Kills a run `kills` times and lets it end; returns its folder. Prints what became of each.
 
-    One kill in four falls between the start of the process and its first step, the others into training.
+    The first kill falls into a save, the others come at random moments: one in four between the start of the process
+    and its first step, the others in training.
     """
     moments = random.Random(seed)
     for number in range(1, kills + 1):
-        if moments.random() < 0.25:
+        saves = None
+        if number == 1:
+            when, count, after, saves = "train", 2, 0.0, folder / "checkpoints"
+        elif moments.random() < 0.25:
             when, count, after = "", 0, moments.uniform(0, 1)
         else:
             when, count, after = "train", moments.randint(1, 6), moments.uniform(0, 0.1)
-        ended = run(folder, epochs=epochs, send=signal.SIGKILL, when=when, count=count, after=after)
+        ended = run(folder, epochs=epochs, send=signal.SIGKILL, when=when, count=count, after=after, saves=saves)
         moment = f"{after:.3f} s after {f'epoch {count} since ' if when else ''}its start"
         # At a start there may be what an earlier kill left: it is cleaned away when training begins.
         saving = [path.name.split(".")[0] for path in folder.glob("checkpoints/*tmp*") if when]
@@ -145,6 +174,7 @@ def kill_and_resume(kills: int, *, seed: int, folder: Path, epochs: int) -> Path
         print(f"kill {number}: {moment}, {where}", flush=True)
         assert ended.code == -signal.SIGKILL, ended.out + ended.err
         assert not ended.finished
+        assert saving or not saves
     ended = run(folder, epochs=epochs)
     assert (ended.code, ended.finished, ended.err) == (0, True, "")
     return folder
@@ -199,6 +229,9 @@ def test_the_command_itself(tmp_path):
     assert "report:" not in killed.out
     resumed = watch(command("killed"))
     assert (resumed.code, resumed.err) == (0, "")
+    tx = training.make_optimiser("adam", lambda step: 1e-3)
+    template = training.create_state(jax.random.key(0), models.create("simple_cnn"), tx, (28, 28, 1), ema=True)
+    assert differing(tmp_path / "whole", tmp_path / "killed", template) == []
     read = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed")]
     measured = [{name: value for name, value in summary.items() if name.startswith("test_")} for summary in read]
     assert measured[0] == measured[1]

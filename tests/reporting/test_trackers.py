@@ -44,8 +44,17 @@ def test_resume_drops_what_comes_after_the_step_and_half_a_line(tmp_path):
 def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(InputError, match=r"line 2.*'nonsense'"):
+    with pytest.raises(InputError, match=r"line 2.*'nonsense': remove this line$"):
         read_metrics(path)
+
+
+def test_a_record_without_a_step_is_kept(tmp_path):
+    with Tracker(tmp_path) as tracker:
+        tracker.log(7, {"loss": 1})
+        with open(tracker.path, "a") as file:
+            file.write('{"note": "mine"}\n')
+        tracker.truncate_after(3)
+    assert read_metrics(tracker.path) == [{"note": "mine"}]
 
 
 def test_json_is_sorted_and_knows_numpy(tmp_path):
@@ -54,6 +63,13 @@ def test_json_is_sorted_and_knows_numpy(tmp_path):
     assert json.loads(path.read_text()) == {"a": [[1, 2]], "b": 0.5, "flag": True, "nan": None, "path": str(tmp_path)}
     assert path.read_text().index('"a"') < path.read_text().index('"b"')
     assert path.read_text().endswith("}\n")
+
+
+def test_a_name_of_any_bytes_is_written_and_read_back(tmp_path):
+    """In JSON for machines, in a page for people."""
+    name = os.fsdecode(b"caf\xe9")
+    assert json.loads(write_json(tmp_path / "a.json", {"classes": [name]}).read_text()) == {"classes": [name]}
+    assert write_atomically(tmp_path / "a.html", f"<p>{name}é").read_text() == "<p>caf\\udce9é"
 
 
 @pytest.mark.parametrize("broken", ["open", "fsync", "replace"])
@@ -72,10 +88,12 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch,
 
 def test_tensorboard_events(tmp_path):
     with Tracker(tmp_path, tensorboard=True) as tracker:
-        tracker.log(7, {"loss": 0.25, "note": "text is left out"}, split="train")
+        tracker.log(7, {"loss": 0.25, "note": "text is left out", "grad_norm": {"conv1": 0.75}}, split="train")
     (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"train/loss" in events.read_bytes()
-    assert np.float32(0.25).tobytes() in events.read_bytes()
+    for name, value in ((b"train/loss", 0.25), (b"train/grad_norm/conv1", 0.75)):
+        assert name in events.read_bytes()
+        assert np.float32(value).tobytes() in events.read_bytes()
+    assert b"note" not in events.read_bytes()
 
 
 def test_tensorboard_missing_names_the_command(tmp_path, monkeypatch):
