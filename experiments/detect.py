@@ -38,12 +38,12 @@ class Config(Recipe):
     clip_norm: float | None = 10.0
     scenes: int = 12_000  # to train on, of a set of scenes
     augment: tuple[Augmentation, ...] = ()
-    weights: Path | None = None  # start from these: a PyTorch state dict, .pth or .safetensors
+    weights: str | None = None  # a file, package or Hugging Face id to start from
     backbone: Path | None = None  # start from the network of this run of experiments.classify
 
 
 def main(config: Config) -> None:
-    over = recipe.check(config)
+    over = recipe.check("detect", config)
     scenes = 256 if config.tiny else config.scenes
     dataset = data.load_annotated(
         config.dataset, "boxes", data_dir=config.data_dir, image_size=config.image_size, scenes=scenes, seed=config.seed

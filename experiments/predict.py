@@ -118,8 +118,8 @@ def segment(config: Config, about: dict, model, variables) -> None:
 def read_picture(path: Path, about: dict) -> tuple[np.ndarray, list[str]]:
     """A picture as the run's data set has them, u8[H,W,C], and what was done to it."""
     shape = tuple(about["image_shape"])
-    if about["dataset"] in ("mnist", "mnist_10k", "fashion_mnist"):
-        return paper.read(path, shape, centred=about["dataset"] != "fashion_mnist")
+    if about.get("form"):
+        return paper.read(path, shape, centred=paper.CENTRED[about["form"]])
     return images.read(path, shape), []
 
 

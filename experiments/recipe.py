@@ -8,9 +8,15 @@ from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import optax
 
 from cnn_jax import cli, data, models, reporting, runtime, training
+from cnn_jax.errors import InputError
+from cnn_jax.models.catalogue import MODELS
 from cnn_jax.run import Run, default_path
+
+KINDS = {"classify": "a classifier", "detect": "a detector", "segment": "a segmenter"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Trained(NamedTuple):
     about: dict  # for the report: command, description, learning_rate, seconds, images_per_second
 
 
-def check(config: Recipe) -> training.Parallel:
+def check(script: str, config: Recipe) -> training.Parallel:
     """Looks at what needs no data, so that a mistake is found at once; the devices to train on."""
     runtime.configure(platform=config.platform)
     over = training.parallel(config.parallel)
@@ -57,7 +63,41 @@ def check(config: Recipe) -> training.Parallel:
         over, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed, accumulate=config.accumulate,
         ema_decay=config.ema,
     )  # fmt: skip
+    if not 0 <= config.warmup_epochs < config.epochs:
+        run = f"at least 0 and less than the run's {config.epochs:g}"
+        raise InputError(f"warmup epochs {config.warmup_epochs:g}: they must be {run}")
+    optimiser(config, steps=100, warmup=int(config.warmup_epochs > 0))  # how many steps there are, the data will tell
+    kind = kind_of(models.create(config.model))
+    if kind != script:
+        raise InputError(
+            f"{config.model} is {KINDS[kind]}: train it with experiments.{kind}, or give --model {KINDS[script]} such "
+            f"as {type(config).model}"
+        )
     return over
+
+
+def kind_of(model: nn.Module) -> str:
+    """The script that trains such a network, by what its outputs are. Nothing is computed for it."""
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    with models.traced_for("tpu"):  # layers in their plain forms are sooner traced
+        outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    if isinstance(outputs, list):  # a level of the pyramid each
+        return "detect"
+    return "classify" if jax.tree.leaves(outputs)[0].ndim == 2 else "segment"
+
+
+def offers(name: str, option: str) -> bool:
+    """Whether the network of that name leaves `option`, such as "norm", to choose."""
+    member = MODELS[name]
+    return option in {field.name for field in dataclasses.fields(member.func)} - {*member.keywords}
+
+
+def optimiser(config: Recipe, *, steps: int, warmup: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning rate by step, and the optimiser that follows it."""
+    schedule = training.make_schedule(config.schedule, config.learning_rate, total_steps=steps, warmup_steps=warmup)
+    return schedule, training.make_optimiser(
+        config.optimiser, schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+    )
 
 
 def small(config: Recipe, dataset: data.Dataset) -> tuple[data.Dataset, Recipe]:
@@ -98,15 +138,13 @@ def train(
     steps_per_epoch = dataset.size("train") / config.batch_size
     steps = max(1, round(config.epochs * steps_per_epoch))
     warmup = round(config.warmup_epochs * steps_per_epoch)
-    schedule = training.make_schedule(config.schedule, config.learning_rate, total_steps=steps, warmup_steps=warmup)
-    tx = training.make_optimiser(
-        config.optimiser, schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
-    )
+    schedule, tx = optimiser(config, steps=steps, warmup=warmup)
     description = models.describe(model, dataset.image_shape)
     # What changes nothing that is trained may change when a run is taken up again.
     settings = {name: value for name, value in vars(config).items() if name not in ("out", "resume", "platform", *free)}
     if config.tiny:  # they are replaced, and no others of a run that is taken up again
         settings |= {"epochs": config.epochs, "batch_size": config.batch_size}
+    settings["data"] = dataset.fingerprint()
     out = config.out or default_path(Path("runs") / Path(dataset.name).name, resume=config.resume)
     run = Run(out, settings, resume=config.resume)
     about = {"task": script, "model": config.model, **about, "dataset": dataset.name}

@@ -46,12 +46,12 @@ class Config(Recipe):
     test_flip: bool = False  # at the end, look at each test image and at its mirror image
     test_scales: tuple[float, ...] = ()  # at the end, look at each at these sizes, such as 0.75 1 1.25
     test_window: int | None = None  # at the end, look at larger images through windows of this side
-    weights: Path | None = None  # start from these: a PyTorch state dict, .pth or .safetensors
+    weights: str | None = None  # a file, package or Hugging Face id to start from
     backbone: Path | None = None  # start from the network of this run of experiments.classify
 
 
 def main(config: Config) -> None:
-    over = recipe.check(config)
+    over = recipe.check("segment", config)
     scenes = 256 if config.tiny else config.scenes
     dataset = data.load_annotated(
         config.dataset, "map", data_dir=config.data_dir, image_size=config.image_size, scenes=scenes, seed=config.seed

@@ -4,6 +4,9 @@
 """
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +20,7 @@ __all__ = ["Dataset", "Stream", "imagenet_classes", "load", "load_annotated", "n
 
 _NAMES = ("mnist_10k", "faces", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "imagenet2012")
 _TFDS_NAMES = {"svhn": "svhn_cropped"}
+_TFDS_NAME = re.compile(r"\w+(/[\w.,=+-]+)*(:[\d.*]+)?")  # name, name/config, name:version
 _ANNOTATED = {
     "boxes": ("scenes/mnist_10k", "scenes/fashion_mnist", "coco/2014", "coco/2017", "voc/2007", "voc/2012"),
     "map": ("scenes/mnist_10k", "scenes/fashion_mnist", "nuclei", "oxford_iiit_pet", "cityscapes"),
@@ -45,12 +49,12 @@ def load(
     Raises:
         InputError: unknown name; a set that is not prepared; a damaged file; see `folder.load` for folders.
     """
-    _check_size(image_size)
-    name = str(name)
-    if name not in _NAMES and (name.startswith(("/", ".", "~")) or Path(name).is_dir()):
+    name = _checked(name, image_size)
+    if name not in _NAMES and (name.startswith(("/", ".", "~")) or os.path.isdir(name)):
         from cnn_jax.data import folder
 
-        return folder.load(name, image_size=image_size, workers=workers)
+        with _readable():
+            return folder.load(_expanded(name), image_size=image_size, workers=workers)
     if name == "mnist_10k":
         from cnn_jax.data import mnist_10k
 
@@ -97,11 +101,10 @@ def load_annotated(
     Raises:
         InputError: unknown name, a set that is not prepared, or a mistake in the set; says what and where.
     """
-    _check_size(image_size)
     if truth not in _ANNOTATED:
         raise unknown("truth", truth, _ANNOTATED)
-    name = str(name)
-    path = Path(name).expanduser()
+    name = _checked(name, image_size)
+    path = _expanded(name)
     if name == "nuclei" and truth == "map":
         from cnn_jax.data import nuclei
 
@@ -115,12 +118,14 @@ def load_annotated(
     if path.suffix == ".json":
         from cnn_jax.data import coco_json
 
-        return coco_json.load(path, truth, image_size=image_size, workers=workers)
-    is_path = name.startswith(("/", ".", "~")) or (path.is_dir() and name not in _ANNOTATED[truth])
+        with _readable():
+            return coco_json.load(path, truth, image_size=image_size, workers=workers)
+    is_path = name.startswith(("/", ".", "~")) or (os.path.isdir(path) and name not in _ANNOTATED[truth])
     if is_path and truth == "map":
         from cnn_jax.data import mask_folder
 
-        return mask_folder.load(path, image_size=image_size, workers=workers)
+        with _readable():
+            return mask_folder.load(path, image_size=image_size, workers=workers)
     if is_path:
         raise InputError(f"{name} is a path, but not of a JSON file: give one in COCO's form, beside its images")
     from cnn_jax.data import annotated_records
@@ -155,16 +160,35 @@ def prepare(name: str, *, data_dir: str | Path | None = None, files: str | Path 
         raise InputError("mnist_10k comes with cnn_jax: there is nothing to prepare")
     if name not in originals.ORIGINALS:
         raise _not_prepared(name, data_dir)
-    return originals.prepare(name, data_dir, files=None if files is None else Path(files).expanduser())
+    return originals.prepare(name, data_dir, files=None if files is None else _expanded(files))
 
 
-def _check_size(image_size: int | None) -> None:
+def _checked(name: str | Path, image_size: int | None) -> str:
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}: give the side of the images in pixels, 1 or more")
+    if not str(name):
+        raise InputError("the name of the data set is empty: `python -m cnn_jax.data` lists those that are known")
+    return str(name)
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: this machine knows no such user, nor a home folder; give the whole path") from None
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turns the system's word on a file or folder of the user's into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
 def _data_dir(data_dir: str | Path | None) -> Path:
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return _expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
@@ -194,7 +218,7 @@ def _not_prepared(
     base = tfds_name.split("/")[0].split(":")[0]
     # A set of which only a part can be taken, as "coco" is, or one for another task.
     other = any(choice.startswith(f"{name}/") for choice in choices) or name in {*_NAMES} - {*choices}
-    if name not in choices and (other or base not in records.known()):
+    if name not in choices and (other or not _TFDS_NAME.fullmatch(name) or base not in records.known()):
         return InputError(
             f"{unknown('data set', name, choices)}; or the name of a set of tensorflow-datasets, or {more}"
         )

@@ -164,7 +164,13 @@ def is_small(count: int, shape: tuple[int, int, int]) -> bool:
 
 
 def assemble(
-    name: str, readers: tuple[Reader, Reader], class_names: Sequence[str], source: str, *, workers: int | None = None
+    name: str,
+    readers: tuple[Reader, Reader],
+    class_names: Sequence[str],
+    source: str,
+    *,
+    files: str = "",
+    workers: int | None = None,
 ) -> Dataset:
     """The set of two readers, for training and for testing: in memory if it is small, otherwise as streams."""
     for split, reader in zip(("train", "test"), readers, strict=True):
@@ -186,4 +192,5 @@ def assemble(
         mean=mean,
         std=std,
         source=source,
+        files=files,
     )

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from cnn_jax.data import annotated
+from cnn_jax.data import annotated, dataset
 from cnn_jax.data.dataset import Dataset
 from cnn_jax.errors import InputError
 
@@ -60,7 +60,8 @@ def load(
     readers = tuple(_Reader(part, truth, size, most) for part in (train, test))
     names = train.class_names if truth == "boxes" else ("ground", *train.class_names)
     source = f"Images of {path}, letterboxed to {size}×{size}; {how}."
-    return annotated.assemble(path.stem, readers, names, source, workers=workers)
+    files = dataset.digest(Path(p).name for part in (train, test) for p in part.paths)
+    return annotated.assemble(path.stem, readers, names, source, files=files, workers=workers)
 
 
 @dataclass(frozen=True)

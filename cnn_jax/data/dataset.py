@@ -1,5 +1,7 @@
 """What every source of data returns: a `Dataset`, checked once."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,7 @@ class Dataset:
         mean: of each channel, for images in [0,1].
         std: of each channel, for images in [0,1].
         source: where the images come from and under which licence, in a sentence or two.
+        files: `digest` of the names of the image files, where they are files of the user's.
 
     Raises:
         InputError: shapes that disagree, labels out of range, a split that is empty, or only one class to learn.
@@ -49,6 +52,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
+    files: str = ""
 
     def __post_init__(self):
         channels = self.image_shape[-1]
@@ -65,8 +69,8 @@ class Dataset:
         present = np.flatnonzero(self.counts("train"))
         if len(present) < 2:
             raise InputError(
-                f"{self.name}: all training images are of one class, {self.class_names[present[0]]!r}: "
-                "give at least two classes to tell apart"
+                f"{self.name}: all {self.size('train')} training images are of one class, "
+                f"{self.class_names[present[0]]!r}: give at least two classes to tell apart"
             )
 
     def _check(self, split: str) -> None:
@@ -152,6 +156,16 @@ class Dataset:
             cut[split] = {name: values[:count] for name, values in data.items()} if resident else data.head(count)
         return replace(self, **cut)
 
+    def fingerprint(self) -> str:
+        """What must be as it was when a run is taken up again: sizes, classes, labels and files, but not the pixels."""
+        found = [repr((self.class_names, self.files)).encode()]
+        for split in ("train", "test"):
+            data = getattr(self, split)
+            truth = data if isinstance(data, dict) else {} if data.labels is None else {"label": data.labels}
+            found += [truth[name].tobytes() for name in ("label", "boxes", "objects") if name in truth]
+        sizes = f"{self.size('train')} train, {self.size('test')} test, {self.num_classes} classes"
+        return f"{sizes}; names and labels {digest(found)[:12]}"
+
     def preprocess(self, images: jax.Array) -> jax.Array:
         """What a network sees: (images in [0,1] − mean) / std. Traceable.
 
@@ -173,6 +187,15 @@ class Dataset:
         axes = (1,) * (images.ndim - 1) + (-1,)
         mean, std = (jnp.asarray(x, jnp.float32).reshape(axes) for x in (self.mean, self.std))
         return (images.astype(jnp.float32) - mean) / std
+
+
+def digest(parts: Iterable[str | bytes]) -> str:
+    """The SHA-256 of a sequence, which another sequence does not have."""
+    whole = hashlib.sha256()
+    for part in parts:
+        part = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        whole.update(len(part).to_bytes(8, "big") + part)
+    return whole.hexdigest()
 
 
 def check_boxes(data: dict, class_names: tuple[str, ...], where: str) -> None:

@@ -19,10 +19,10 @@ def load(path: str | Path, *, image_size: int | None = None, workers: int | None
     """Loads a folder that holds `train/CLASS/IMAGE` and `test/CLASS/IMAGE`, or just `CLASS/IMAGE`.
 
     `val`, `validation` and `valid` stand for `test`. Without them a fifth of each class becomes the test set, chosen
-    by the SHA-256 of `CLASS/IMAGE`: see `dataset.split_rows`. Classes are numbered in the order of their names. The
-    images are grey if all files are (of the first `PROBED`, evenly spread), otherwise in colour. Mean and std are those
-    of the training images, or 0.5 where they are streamed. Sets of up to `dataset.RESIDENT_BYTES` once decoded are
-    resident, larger ones are streams.
+    by the SHA-256 of `CLASS/IMAGE`: see `dataset.split_rows`. Images are in the order of these too, so classes are
+    mixed. Classes are numbered in the order of their names. The images are grey if all files are (of `PROBED`, evenly
+    spread), otherwise in colour. Mean and std are those of the training images, or 0.5 where they are streamed. Sets of
+    up to `dataset.RESIDENT_BYTES` once decoded are resident, larger ones are streams.
 
     Args:
         path: the folder.
@@ -31,9 +31,10 @@ def load(path: str | Path, *, image_size: int | None = None, workers: int | None
         workers: processes that read a stream; None takes one a core, at most 8.
 
     Raises:
-        InputError: no such folder, no images, a single class, a corrupt image, images of several sizes.
+        InputError: no such folder, no images, a single class, no test images, a corrupt image, images of several sizes.
+        OSError: a folder that may not be read.
     """
-    root = Path(path).expanduser()
+    root = Path(path)
     if not root.is_dir():
         raise InputError(f"no such folder: {root}")
     test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
@@ -46,15 +47,12 @@ def load(path: str | Path, *, image_size: int | None = None, workers: int | None
             raise InputError(
                 f"{test / extra[0]}: this class is not in {root / 'train'}: add it there, or remove it here"
             )
-        splits = _files(root / "train", class_names), _files(test, class_names, may_lack=True)
+        parts = _files(root / "train", class_names), _files(test, class_names, may_lack=True)
+        splits, keys = [files for files, _ in parts], [key for _, keys in parts for key in keys]
         how = f"split as its folders train and {test.name} say"
     else:
         class_names = _class_names(root)
-        files = _files(root, class_names)
-        keys = [
-            hashlib.sha256("/".join(Path(p).parts[-2:]).encode("utf-8", "surrogateescape")).hexdigest()
-            for p in files.paths
-        ]
+        files, keys = _files(root, class_names)
         splits = [
             Files(tuple(files.paths[i] for i in rows), files.labels[rows])
             for rows in dataset.split_rows(files.labels, keys)
@@ -65,6 +63,9 @@ def load(path: str | Path, *, image_size: int | None = None, workers: int | None
         raise InputError(
             f"{root} holds one class only, {class_names[0]!r}: make a sub-folder for each class, at least two"
         )
+    if not len(splits[1]):
+        where = f"{test} has" if test else f"{root} has one image of each class, so"
+        raise InputError(f"{where} no image to test on: give two images of a class, or folders train and test")
     image_shape = _image_shape([*splits[0].paths, *splits[1].paths], image_size)
     size, colour = f"{image_shape[0]} high and {image_shape[1]} wide", "grey" if image_shape[2] == 1 else "in colour"
     resize = image_size is not None
@@ -86,6 +87,7 @@ def load(path: str | Path, *, image_size: int | None = None, workers: int | None
         mean=mean,
         std=std,
         source=f"Images of the folder {root}, {colour}, {size}; {how}.",
+        files=dataset.digest(keys),
     )
 
 
@@ -94,19 +96,28 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if not names:
         found = "has images, but no sub-folders" if any(map(_is_image, folder.iterdir())) else "is empty"
         raise InputError(f"{folder} {found}: put the images of each class into a sub-folder of its name")
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{folder} has a sub-folder whose name is not UTF-8, {name!a}: rename it") from None
     return tuple(names)
 
 
-def _files(folder: Path, class_names: tuple[str, ...], *, may_lack: bool = False) -> Files:
-    paths, labels = [], []
+def _files(folder: Path, class_names: tuple[str, ...], *, may_lack: bool = False) -> tuple[Files, list[str]]:
+    """The images of all classes in the order of their keys, and the keys: the SHA-256 of `CLASS/IMAGE`."""
+    rows = []
     for label, name in enumerate(class_names):
         inside = folder / name
-        found = sorted(str(p) for p in inside.iterdir() if _is_image(p)) if inside.is_dir() or not may_lack else []
+        found = [p for p in inside.iterdir() if _is_image(p)] if inside.is_dir() or not may_lack else []
         if not found and not may_lack:
             raise InputError(f"{inside} has no images ({', '.join(sorted(images.EXTENSIONS))}): add some, or remove it")
-        paths += found
-        labels += [label] * len(found)
-    return Files(tuple(paths), np.array(labels, np.int32))
+        for path in found:
+            key = hashlib.sha256(f"{name}/{path.name}".encode("utf-8", "surrogateescape")).hexdigest()
+            rows.append((key, str(path), label))
+    rows.sort()
+    keys, paths, labels = ([row[i] for row in rows] for i in range(3))
+    return Files(tuple(paths), np.array(labels, np.int32)), keys
 
 
 def _is_image(path: Path) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnn_jax.data import annotated
+from cnn_jax.data import annotated, dataset
 from cnn_jax.data.dataset import Dataset
 from cnn_jax.data.images import EXTENSIONS
 from cnn_jax.errors import InputError
@@ -41,7 +41,8 @@ def load(folder: Path, *, image_size: int | None = None, workers: int | None = N
     names = _class_names(folder, [mask for part in pairs for _, mask in part])
     readers = tuple(_Reader(tuple(part), size, len(names)) for part in pairs)
     source = f"Images and masks of the folder {folder}, letterboxed to {size}×{size}; {how}."
-    return annotated.assemble(folder.resolve().name, readers, names, source, workers=workers)
+    files = dataset.digest(image.name for part in pairs for image, _ in part)
+    return annotated.assemble(folder.resolve().name, readers, names, source, files=files, workers=workers)
 
 
 @dataclass(frozen=True)

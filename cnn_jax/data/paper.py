@@ -11,8 +11,12 @@ import numpy as np
 from cnn_jax.data.images import corrupt
 from cnn_jax.errors import InputError
 
+# The sets whose form a picture can be brought into, and whether their figures are centred.
+CENTRED = {"mnist": True, "mnist_10k": True, "fashion_mnist": False}
 # A darker edge than this is the black of the sets themselves.
 BLACK = 16
+# Pixels along the longer side of what is looked at: of a photograph's thousands few are left in the end.
+SIDE = 1000
 
 
 def read(path: Path | str, shape: tuple[int, int, int], *, centred: bool) -> tuple[np.ndarray, list[str]]:
@@ -20,6 +24,7 @@ def read(path: Path | str, shape: tuple[int, int, int], *, centred: bool) -> tup
 
     A grey picture of the right size with black edges is taken as it is, one with white edges as its negative.
     Otherwise the ground is estimated from the picture's edges, and the figure is what differs from it, in any colour.
+    What is larger than `SIDE` is made smaller first.
 
     Args:
         path: an image file of any kind, size and colour. The camera's orientation (EXIF) is applied.
@@ -33,8 +38,8 @@ def read(path: Path | str, shape: tuple[int, int, int], *, centred: bool) -> tup
     Raises:
         InputError: not an image, or one with nothing on it.
     """
-    pixels = _pixels(path)
     height, width, _ = shape
+    pixels = _pixels(path, max(SIDE, height, width))
     colour = int(np.ptp(pixels, axis=2).max()) > 12
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     if not colour and pixels.shape[:2] == (height, width):
@@ -68,18 +73,24 @@ def read(path: Path | str, shape: tuple[int, int, int], *, centred: bool) -> tup
     return np.round(255 * ink).astype(np.uint8)[..., None], done
 
 
-def _pixels(path: Path | str) -> np.ndarray:
-    """f64[H,W,3] in 0..255; what is transparent becomes white under dark figures and black under light ones."""
+def _pixels(path: Path | str, side: int) -> np.ndarray:
+    """f64[H,W,3] in 0..255, no longer than `side`.
+
+    What is transparent becomes white under dark figures and black under light ones.
+    """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
+            image.draft(None, (side, side))  # a JPEG is decoded at a half, a quarter or an eighth, and not below
             if image.mode.startswith(("I", "F")):  # 16 or 32 bits, or fractions
                 deep = np.asarray(image, np.float64)
                 tops = (1, 255, 65535) if image.mode == "F" else (255, 65535)
                 white = next((top for top in tops if deep.max() <= top), deep.max())
                 image = Image.fromarray((255 * deep / white).clip(0, 255).astype(np.uint8))
-            image = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"), np.float64)
+            image = ImageOps.exif_transpose(image).convert("RGBA")
+            image.thumbnail((side, side), Image.Resampling.BILINEAR)
+            image = np.asarray(image, np.float64)
     except FileNotFoundError:
         raise InputError(f"cannot read image {path}: there is no such file") from None
     except IsADirectoryError:

@@ -63,7 +63,10 @@ def open_builder(name: str, data_dir: Path) -> Any:
     except ImportError as error:
         raise InputError(f"data set {name} needs tensorflow-datasets ({error}): pip install 'cnn_jax[data]'") from None
 
-    set_name, options = naming.parse_builder_name_kwargs(name)
+    try:
+        set_name, options = naming.parse_builder_name_kwargs(name)
+    except ValueError:  # it is not written as their names are
+        return None
     try:
         builder = read_only_builder.builder_from_files(set_name.name, data_dir=data_dir, **options)
     except tfds.core.DatasetNotFoundError:

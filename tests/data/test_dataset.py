@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def split(labels, shape=(4, 5, 1), dtype=np.uint8):
     [
         ({"train": split([0, 1, 3, 7])}, "train.*label 3 of image 2 is out of range \\(and 1 more\\).*0 to 2"),
         ({"test": split([0, -1])}, "test.*label -1 of image 1"),
-        ({"train": split([1, 1])}, "all training images are of one class, '1'"),
+        ({"train": split([1, 1])}, "all 2 training images are of one class, '1'"),
         ({"test": split([])}, "test.*no images"),
         ({"train": split([0, 1], shape=(5, 4, 1))}, r"uint8\[2, 5, 4, 1\].*uint8\[2, 4, 5, 1\]"),
         ({"train": split([0, 1], dtype=np.float32)}, "float32"),
@@ -153,6 +154,52 @@ def test_names():
         data.load("mnist_10", data_dir="nowhere")
     with pytest.raises(InputError, match="no such folder"):
         data.load("./nowhere")
+
+
+@pytest.mark.parametrize("load", [data.load, partial(data.load_annotated, truth="boxes")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "the name of the data set is empty"),
+        ("~no_such_user/set", "~no_such_user/set: this machine knows no such user"),
+        ("mnist/", "unknown data set 'mnist/'"),
+        ("mnist:", "unknown data set 'mnist:'"),
+    ],
+)
+def test_names_that_are_none(load, name, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "mnist").mkdir(parents=True)  # so that its files are looked for
+    with pytest.raises(InputError, match=says):
+        load(name, data_dir="data")
+
+
+def test_a_home_of_nobody():
+    with pytest.raises(InputError, match="knows no such user"):
+        data.load("mnist", data_dir="~no_such_user/data")
+    with pytest.raises(InputError, match="knows no such user"):
+        data.prepare("mnist", files="~no_such_user/files")
+
+
+def test_the_fingerprint_is_of_all_but_the_pixels():
+    d = make()
+    other = {"image": d.train["image"] + np.uint8(1), "label": d.train["label"]}
+    assert d.fingerprint() == make().fingerprint() == make(train=other).fingerprint()
+    assert d.fingerprint().startswith("6 train, 6 test, 3 classes; ")
+    changed = [
+        {"train": split([0, 1, 2, 0, 2, 1])},
+        {"test": split([0, 1, 2, 0, 2, 1])},
+        {"train": split([0, 1, 2])},
+        {"class_names": ("0", "1", "3")},
+        {"files": dataset.digest(["a.png", "b.png"])},
+    ]
+    prints = {make(**changes).fingerprint() for changes in changed}
+    assert len(prints) == len(changed)
+    assert d.fingerprint() not in prints
+
+
+def test_a_digest_is_of_the_parts():
+    assert dataset.digest(["ab", "c"]) != dataset.digest(["a", "bc"])
+    assert dataset.digest(["ab", "c"]) == dataset.digest(iter([b"ab", "c"]))
 
 
 def test_a_changed_copy_is_checked_too():

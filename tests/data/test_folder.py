@@ -1,6 +1,8 @@
 """Folders of images, against Pillow's decoding of the same files."""
 
 import hashlib
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,10 +40,12 @@ def test_round_trip_with_folders_of_its_own(tmp_path, mode, extension):
     assert d.class_names == ("cat", "dog")
     assert d.image_shape == (6, 8, len(mode))
     assert ("grey" if mode == "L" else "in colour") in d.source
-    assert d.train["label"].tolist() == [0] * 5 + [1] * 5
-    assert d.test["label"].tolist() == [0] * 2 + [1] * 2
-    files = [tmp_path / "train" / name / f"{i}.{extension}" for name in d.class_names for i in range(5)]
-    np.testing.assert_array_equal(d.train["image"], [pillow(f, mode) for f in files])
+    for split, count in (("train", 5), ("val", 2)):
+        names = [f"{name}/{i}.{extension}" for name in d.class_names for i in range(count)]
+        names.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        found = d.train if split == "train" else d.test
+        assert found["label"].tolist() == [name.startswith("dog") for name in names]
+        np.testing.assert_array_equal(found["image"], [pillow(tmp_path / split / name, mode) for name in names])
     np.testing.assert_allclose(d.mean, (d.train["image"] / 255).mean((0, 1, 2)))
     np.testing.assert_allclose(d.std, (d.train["image"] / 255).std((0, 1, 2)))
 
@@ -61,6 +65,17 @@ def test_without_them_a_fifth_of_each_class_is_for_testing(tmp_path):
         test += [values[k] for k in ordered[2::5]]
     assert sorted(d.test["image"][:, 0, 0, 0].tolist()) == sorted(test)
     assert sorted([*d.train["image"][:, 0, 0, 0], *test]) == list(range(15))
+
+
+def test_classes_are_mixed_so_that_the_first_images_are_of_all(tmp_path):
+    for name, count in (("train/a", 260), ("train/b", 12), ("test/a", 1), ("test/b", 1)):
+        for i in range(count):
+            path = tmp_path / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (2, 2)).save(path)
+    d = data.load(tmp_path)
+    assert min(d.head(train=256, test=2).counts("train")) >= 8
+    assert set(d.samples("train", 40)["label"].tolist()) == {0, 1}
 
 
 def test_sizes_are_brought_to_one(tmp_path):
@@ -149,6 +164,22 @@ def strange_test(root):
         picture(root / name / "0.png")
 
 
+def one_image_a_class(root):
+    for name in "ab":
+        (root / name / "1.png").unlink()
+
+
+def empty_test(root):
+    only()(root)
+    picture(root / "train" / "a" / "0.png")
+    picture(root / "train" / "b" / "0.png")
+    (root / "test" / "a").mkdir(parents=True)
+
+
+def foreign_name(root):
+    os.mkdir(os.fsencode(root) + b"/caf\xe9")
+
+
 def another_size(root):
     picture(root / "b" / "9.png", height=9)
 
@@ -165,6 +196,9 @@ def another_size(root):
         (another_size, "9.png is 9 and 8"),
         (train_alone, "has a folder train, but none of test, val"),
         (strange_test, "z: this class is not in"),
+        (one_image_a_class, "set has one image of each class, so no image to test on: give two images of a class"),
+        (empty_test, "test has no image to test on: give"),
+        (foreign_name, r"set has a sub-folder whose name is not UTF-8, 'caf\\udce9': rename it"),
     ],
 )
 def test_errors(tmp_path, spoil, says):
@@ -173,6 +207,23 @@ def test_errors(tmp_path, spoil, says):
         picture(root / "ab"[i % 2] / f"{i // 2}.png")
     spoil(root)
     with pytest.raises(InputError, match=says):
+        data.load(root)
+
+
+@pytest.mark.parametrize("locked", ["set", "a"])
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch, locked):
+    root = tmp_path / "set"
+    for name in "ab":
+        picture(root / name / "0.png")
+    iterdir = Path.iterdir
+
+    def refuse(path):  # the tests' user may be root, who may read everything
+        if path.name == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match=rf"cannot read .*{locked}: Permission denied"):
         data.load(root)
 
 

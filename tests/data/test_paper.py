@@ -1,5 +1,7 @@
 """Pictures of digits, made from MNIST's own, come back as MNIST's."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +23,12 @@ def photograph(digit, path, *, paper_colour=(235, 230, 215), ink=(30, 40, 120), 
     sheet = np.asarray(paper_colour) * np.linspace(1, 0.85, 300)[None, :, None]
     pixels = sheet * (1 - alpha) + np.asarray(ink) * alpha + rng.normal(0, 2, (260, 300, 3))
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def likeness(pixels, digit):
+    """The correlation with the original. Its place is known to a pixel only: it was centred at a higher resolution."""
+    shifted = (np.roll(pixels, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1))
+    return max(np.corrcoef(x.ravel(), digit.ravel())[0, 1] for x in shifted)
 
 
 def test_mnists_own_pass_unchanged(tmp_path):
@@ -46,9 +54,7 @@ def test_photographs_come_back(tmp_path, colours):
         photograph(digit, tmp_path / "photo.jpg", seed=i, **colours)
         pixels, done = paper.read(tmp_path / "photo.jpg", SHAPE, centred=True)
         assert (pixels.shape, pixels.dtype) == (SHAPE, np.uint8)
-        # The original's place is known to a pixel only: MNIST's digits were centred at a higher resolution.
-        shifted = (np.roll(pixels, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1))
-        correlations.append(max(np.corrcoef(x.ravel(), digit.ravel())[0, 1] for x in shifted))
+        correlations.append(likeness(pixels, digit))
         dark_on_light = sum(colours.get("paper_colour", (255,) * 3)) > sum(colours.get("ink", (0,) * 3))
         assert any("inverted" in phrase for phrase in done) == dark_on_light
     assert np.median(correlations) > 0.95
@@ -111,6 +117,19 @@ def test_any_kind_of_file(tmp_path):
     for name in ("palette.gif", "alpha.png", "white.png", "deep.png", "deeper.tif", "fractions.tif", "turned.png"):
         pixels = paper.read(tmp_path / name, SHAPE, centred=True)[0]
         assert np.abs(pixels - truth).mean() < 2, name
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_large_photograph_is_made_small_first(tmp_path, suffix):
+    photograph(DIGITS[4], tmp_path / "small.png")
+    with Image.open(tmp_path / "small.png") as small:
+        small.resize((2700, 2340), Image.Resampling.BICUBIC).save(tmp_path / f"large.{suffix}")
+    tracemalloc.start()
+    pixels = paper.read(tmp_path / f"large.{suffix}", SHAPE, centred=True)[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert likeness(pixels, DIGITS[4]) > 0.9
+    assert peak < 2700 * 2340 * 3 * 8  # less than the whole photograph takes in 64 bits
 
 
 def test_fashion_keeps_its_place(tmp_path):
