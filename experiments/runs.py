@@ -22,10 +22,19 @@ def start(config, model: nn.Module, options: dict, image_shape: tuple[int, int, 
     if config.weights and config.backbone:
         raise InputError("--weights and --backbone both say where to start: give one of them")
     if config.weights:
-        return models.load_pretrained(config.model, config.weights, **options)
+        net = models.create_pretrained(config.model, config.weights, **options)
+        if net.model != model:
+            raise InputError(f"--weights: {net.path} is of another network: {_differences(net, model)}")
+        net.check_images(image_shape)
+        return net.variables
     if config.backbone:
         return with_backbone(model, config.backbone, image_shape, seed=config.seed)
     return None
+
+
+def _differences(net: models.Pretrained, model: nn.Module) -> str:
+    pairs = [(name, getattr(net.model, name), getattr(model, name)) for name in net.options]
+    return ", ".join(f"{name} is {theirs!r}, not {ours!r}" for name, theirs, ours in pairs if theirs != ours)
 
 
 def load_run(folder: Path) -> tuple[dict, dict]:
@@ -57,13 +66,15 @@ def load_published(name: str, weights: str, side: int) -> tuple[dict, nn.Module,
     if side < 1:
         raise InputError(f"image_size is {side}: it must be 1 or more")
     net = models.create_pretrained(name, weights)
-    logits = jax.eval_shape(net.model.apply, net.variables, jnp.zeros((1, side, side, len(net.mean))))
+    image_shape = (side, side, net.image_shape[-1])
+    net.check_images(image_shape)
+    logits = jax.eval_shape(net.model.apply, net.variables, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     if not isinstance(logits, jax.ShapeDtypeStruct) or logits.ndim != 2:
         raise InputError(f"{name} is no classifier: train it with experiments.detect or segment, and give the run")
     print(net.report)
     names = data.imagenet_classes()
     names = names if logits.shape[1] == len(names) else [f"class {i}" for i in range(logits.shape[1])]
-    about = {"dataset": weights, "class_names": names, "image_shape": [side, side, len(net.mean)]}
+    about = {"dataset": weights, "class_names": names, "image_shape": list(image_shape)}
     return about | {"mean": net.mean, "std": net.std}, net.model, net.variables
 
 

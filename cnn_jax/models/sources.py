@@ -9,17 +9,21 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import numpy as np
 
 from cnn_jax.models.convnext import ConvNeXt
 from cnn_jax.models.deeplab import DeepLabV3
-from cnn_jax.models.efficientnet import EFFICIENTNETS, EfficientNet, depths
+from cnn_jax.models.efficientnet import EfficientNet, depths
 from cnn_jax.models.fcos import FCOS
 from cnn_jax.models.mobilenet import STAGES as MOBILE_STAGES
 from cnn_jax.models.mobilenet import MobileNetV2
 from cnn_jax.models.resnet import ResNet
+from cnn_jax.models.resnet9 import ResNet9
 from cnn_jax.models.simple_cnn import SimpleCNN
 from cnn_jax.models.vgg import VGG
+
+Rules = tuple[tuple[str, str | Callable[[re.Match], str]], ...]
 
 
 class Source(NamedTuple):
@@ -27,18 +31,28 @@ class Source(NamedTuple):
 
     Attributes:
         names: pairs for `re.sub`, applied in turn to a path of ours, such as "stage1_block1/norm2/scale". Its last part
-            becomes one of PyTorch's by `LEAVES` where no rule has changed it.
-        infer: state dict -> (options of the network that its shapes tell, shape (H,W,C) of an image that fits it). A
-            state dict of another family or library makes it raise LookupError or ValueError.
+            becomes one of PyTorch's by `LEAVES` where no rule has changed it. Where they depend on the network's
+            attributes, a function of the network.
+        infer: state dict -> (options of the network that it or the library tells, shape (H,W,C) of an image that fits
+            it). A state dict of another family or library makes it raise LookupError or ValueError.
         after_flatten: path of a dense layer that takes flattened images -> how many times smaller these are than the
             input, or their size (h, w).
         ones: pairs (pattern that a name of theirs is searched for, dimensions of length 1 behind ours there).
+        by_padding: where the library has networks of either `padding` with the same tensors: padding -> the options
+            that go with it there.
     """
 
-    names: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
+    names: Rules | Callable[[nn.Module], Rules]
     infer: Callable[[dict[str, np.ndarray]], tuple[dict[str, object], tuple[int, int, int]]]
     after_flatten: dict[str, int | tuple[int, int]] = {}  # noqa: RUF012
     ones: tuple[tuple[str, int], ...] = ()
+    by_padding: dict[str, dict[str, object]] = {}  # noqa: RUF012
+
+    def of(self, model: nn.Module) -> "Source":
+        """The names and layouts for one network of the family."""
+        names = self.names(model) if callable(self.names) else self.names
+        flattens = getattr(model, "head", None) == "flatten"
+        return self._replace(names=names, after_flatten=self.after_flatten if flattens else {})
 
     def name(self, path: str) -> str:
         """The name there of our parameter or statistic "module/…/leaf"."""
@@ -84,38 +98,63 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 _FROM_TORCH = {0: (), 1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 
 
+def _classes(tensors, head):
+    return {"num_classes": len(tensors[head])} if head in tensors else {}
+
+
+def _norm(tensors):
+    return "batch" if any(name.endswith(".running_mean") for name in tensors) else "group"
+
+
 def _infer_simple_cnn(tensors):
     places = tensors["fc1.weight"].shape[1] // tensors["conv2.weight"].shape[0]
     side = 4 * math.isqrt(places)
-    return {"num_classes": len(tensors["fc2.weight"])}, (side, side, tensors["conv1.weight"].shape[1])
+    norm = _norm(tensors) if "norm1.weight" in tensors else "none"
+    return _classes(tensors, "fc2.weight") | {"norm": norm}, (side, side, tensors["conv1.weight"].shape[1])
 
 
-def _infer_resnet(tensors):
-    width, channels, side, _ = tensors["conv1.weight"].shape
+def _infer_resnet(tensors, prefix="", head="fc.weight"):
+    width, channels, side, _ = tensors[f"{prefix}conv1.weight"].shape
     return {
-        "num_classes": len(tensors["fc.weight"]),
+        **_classes(tensors, head),
         "stem": "large" if side == 7 else "small",
-        "norm": "batch" if "bn1.running_mean" in tensors else "group",
+        "norm": _norm({name: None for name in tensors if name.startswith(prefix)}),
         "width": width,
     }, (64, 64, channels)
 
 
-def _infer_classifier(first: str, head: str, last: str | None = None):
-    """`infer` of a family whose classes and channels are told by its head and its first convolution.
+def _infer_resnet9(tensors):
+    width, channels, _, _ = tensors["stem_conv.weight"].shape
+    return _classes(tensors, "logits.weight") | {"width": width}, (64, 64, channels)
 
-    `last` is MobileNetV2's last convolution that the width multiplies, of 320 channels.
+
+def _infer_vgg(tensors):
+    head = "average" if "classifier.weight" in tensors else "flatten"
+    norm = _norm(tensors) if tensors.get("features.1.weight", np.zeros((1, 1))).ndim == 1 else "none"
+    classes = _classes(tensors, "classifier.weight" if head == "average" else "classifier.6.weight")
+    return classes | {"head": head, "norm": norm}, (64, 64, tensors["features.0.weight"].shape[1])
+
+
+def _infer_convnext(first: str, head: str):
+    return lambda tensors: (_classes(tensors, head), (64, 64, tensors[first].shape[1]))
+
+
+def _infer_mobile(first: str, head: str, last: str | None = None, **options):
+    """`infer` of a family of inverted residuals, by its first convolution and its head.
+
+    `last` is MobileNetV2's last convolution that the width multiplies, of 320 channels. `options` are the library's.
     """
 
     def infer(tensors):
         width = {"width": len(tensors[last]) / 320} if last else {}
-        return {"num_classes": len(tensors[head]), **width}, (64, 64, tensors[first].shape[1])
+        channels = tensors[first].shape[1]
+        return _classes(tensors, head) | {"norm": _norm(tensors)} | width | options, (64, 64, channels)
 
     return infer
 
 
 def _infer_fcos(tensors):
-    body = {key.removeprefix("backbone.body."): value for key, value in tensors.items()}
-    options, shape = _infer_resnet(body | {"fc.weight": tensors["head.classification_head.cls_logits.weight"]})
+    options, shape = _infer_resnet(tensors, "backbone.body.", "head.classification_head.cls_logits.weight")
     return options | {
         "channels": len(tensors["backbone.fpn.layer_blocks.0.0.weight"]),
         "extra_levels": sum(key.startswith("backbone.fpn.extra_blocks.p") for key in tensors) // 2,
@@ -124,8 +163,7 @@ def _infer_fcos(tensors):
 
 
 def _infer_deeplab(tensors):
-    body = {key.removeprefix("backbone."): value for key, value in tensors.items()}
-    options, shape = _infer_resnet(body | {"fc.weight": tensors["classifier.4.weight"]})
+    options, shape = _infer_resnet(tensors, "backbone.", "classifier.4.weight")
     return options | {"auxiliary": "aux_classifier.0.weight" in tensors}, shape
 
 
@@ -191,28 +229,38 @@ _ENDS_IN_FEATURES = (
 )
 
 
-def _efficientnet_pytorch(depths: tuple[int, ...]) -> Source:
-    """The names of the package of that name, where blocks are counted on from stage to stage."""
+def _efficientnet_pytorch(model: EfficientNet) -> Rules:
+    """The names of the package, where blocks are counted on from stage to stage."""
+    counts = depths(model.depth, lite=model.lite)
 
-    def name(match):
-        return f"_blocks.{sum(depths[: int(match[1]) - 1]) + int(match[2]) - 1}.{match[3]}/"
+    def block(match):
+        return f"_blocks.{sum(counts[: int(match[1]) - 1]) + int(match[2]) - 1}.{match[3]}/"
 
-    def infer(tensors):
-        if f"_blocks.{sum(depths) - 1}._bn2.weight" not in tensors or f"_blocks.{sum(depths)}._bn2.weight" in tensors:
-            raise LookupError
-        return _infer_classifier("_conv_stem.weight", "_fc.weight")(tensors)
+    return (
+        (r"/(expand|depthwise|project)_conv/", r"/_\1_conv/"),
+        (r"/(expand|depthwise|project)_norm/", lambda m: f"/_bn{_PARTS.index(m[1])}/"),
+        (r"/(squeeze|excite)/", lambda m: f"/_se_{_EXCITATION[m[1]]}/"),
+        (r"stage(\d)_block(\d+)/(\w+)/", block),
+        (r"^(stem|head)_conv/", r"_conv_\1/"),
+        (r"^(stem|head)_norm/", lambda m: f"_bn{int(m[1] == 'head')}/"),
+        (r"^logits/", "_fc/"),
+    )
 
-    return Source(
-        names=(
-            (r"/(expand|depthwise|project)_conv/", r"/_\1_conv/"),
-            (r"/(expand|depthwise|project)_norm/", lambda m: f"/_bn{_PARTS.index(m[1])}/"),
-            (r"/(squeeze|excite)/", lambda m: f"/_se_{_EXCITATION[m[1]]}/"),
-            (r"stage(\d)_block(\d+)/(\w+)/", name),
-            (r"^(stem|head)_conv/", r"_conv_\1/"),
-            (r"^(stem|head)_norm/", lambda m: f"_bn{int(m[1] == 'head')}/"),
-            (r"^logits/", "_fc/"),
-        ),
-        infer=infer,
+
+def _vgg(model: VGG) -> Rules:
+    """Torchvision's names: layers are counted in a row in which activations and poolings count too."""
+    step = 2 if model.norm == "none" else 3
+
+    def layer(match):
+        stage = int(match[1])
+        before = sum(model.depths[: stage - 1]) + int(match[3]) - 1
+        return f"features.{step * before + stage - 1 + (match[2] == 'norm')}/"
+
+    return (
+        (r"^stage(\d)_(conv|norm)(\d)/", layer),
+        (r"^fc1/", "classifier.0/"),
+        (r"^fc2/", "classifier.3/"),
+        (r"^logits/", "classifier.6/" if model.head == "flatten" else "classifier/"),
     )
 
 
@@ -223,18 +271,8 @@ SOURCES: dict[type, dict[str, Source]] = {
     },
     # timm has the same names for the ResNets
     ResNet: {"torchvision": Source(names=(*_RESNET, (r"^logits/", "fc/")), infer=_infer_resnet)},
-    VGG: {
-        "torchvision": Source(
-            names=(
-                (r"^(conv|norm)(\d+)/", r"features.\2/"),
-                (r"^fc1/", "classifier.0/"),
-                (r"^fc2/", "classifier.3/"),
-                (r"^logits/", "classifier.6/"),
-            ),
-            infer=_infer_classifier("features.0.weight", "classifier.6.weight"),
-            after_flatten={"fc1": (7, 7)},
-        ),
-    },
+    ResNet9: {"cnn_jax": Source(names=(), infer=_infer_resnet9)},  # no library has it: these are our names
+    VGG: {"torchvision": Source(names=_vgg, infer=_infer_vgg, after_flatten={"fc1": (7, 7)})},
     ConvNeXt: {
         "torchvision": Source(
             names=(
@@ -248,7 +286,7 @@ SOURCES: dict[type, dict[str, Source]] = {
                 (r"^norm/", "classifier.0/"),
                 (r"^logits/", "classifier.2/"),
             ),
-            infer=_infer_classifier("features.0.0.weight", "classifier.2.weight"),
+            infer=_infer_convnext("features.0.0.weight", "classifier.2.weight"),
             ones=((r"\.layer_scale$", 2),),
         ),
         "timm": Source(
@@ -263,7 +301,7 @@ SOURCES: dict[type, dict[str, Source]] = {
                 (r"^norm/", "head.norm/"),
                 (r"^logits/", "head.fc/"),
             ),
-            infer=_infer_classifier("stem.0.weight", "head.fc.weight"),
+            infer=_infer_convnext("stem.0.weight", "head.fc.weight"),
         ),
     },
     MobileNetV2: {
@@ -273,11 +311,11 @@ SOURCES: dict[type, dict[str, Source]] = {
                 (r"^head_(conv|norm)/", _pair("features.18")),
                 *_ENDS_IN_FEATURES,
             ),
-            infer=_infer_classifier("features.0.0.weight", "classifier.1.weight", "features.17.conv.2.weight"),
+            infer=_infer_mobile("features.0.0.weight", "classifier.1.weight", "features.17.conv.2.weight"),
         ),
         "timm": Source(
             names=_TIMM_MOBILE,
-            infer=_infer_classifier("conv_stem.weight", "classifier.weight", "blocks.6.0.conv_pwl.weight"),
+            infer=_infer_mobile("conv_stem.weight", "classifier.weight", "blocks.6.0.conv_pwl.weight"),
         ),
     },
     EfficientNet: {
@@ -288,13 +326,17 @@ SOURCES: dict[type, dict[str, Source]] = {
                 (r"^head_(conv|norm)/", _pair("features.8")),
                 *_ENDS_IN_FEATURES,
             ),
-            infer=_infer_classifier("features.0.0.weight", "classifier.1.weight"),
+            infer=_infer_mobile("features.0.0.weight", "classifier.1.weight"),
         ),
-        "timm": Source(names=_TIMM_MOBILE, infer=_infer_classifier("conv_stem.weight", "classifier.weight")),
-        **{
-            f"efficientnet_pytorch, {sum(each)} blocks": _efficientnet_pytorch(each)
-            for each in sorted({depths(m["depth"], lite=m.get("lite", False)) for m in EFFICIENTNETS.values()})
-        },
+        "timm": Source(
+            names=_TIMM_MOBILE,
+            infer=_infer_mobile("conv_stem.weight", "classifier.weight", momentum=0.1),
+            by_padding={"same": {"epsilon": 1e-3}, "torch": {"epsilon": 1e-5}},  # tf_efficientnet_…, and the others
+        ),
+        "efficientnet_pytorch": Source(
+            names=_efficientnet_pytorch,
+            infer=_infer_mobile("_conv_stem.weight", "_fc.weight", padding="same", epsilon=1e-3, momentum=0.01),
+        ),
     },
     FCOS: {
         "torchvision": Source(

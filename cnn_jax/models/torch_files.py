@@ -8,6 +8,7 @@ descriptions of tensors, and nothing else: any other name that it asks for ends 
 import collections
 import functools
 import io
+import json
 import math
 import pickle
 import zipfile
@@ -49,6 +50,8 @@ _SAFETENSORS_TYPES = {
 # Where a checkpoint keeps its state dict.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net")
 
+_PREFIXES = ("module.", "_orig_mod.")
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -57,8 +60,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """The state dict in a file of `torch.save` or of safetensors: name -> array, in the dtypes of the file.
 
     The file holds the state dict itself, or a checkpoint with it under a usual name, such as `state_dict` or `model`.
-    The prefixes of `DataParallel` ("module.") and `torch.compile` ("_orig_mod.") are removed. Entries of the state
-    dict that are not tensors are left out.
+    The prefixes of `DataParallel` ("module.") and `torch.compile` ("_orig_mod.") are removed, in either order. Entries
+    of the state dict that are not tensors are left out.
 
     Raises:
         InputError: no such file, not a file of these kinds, a damaged one, or one that holds more than data.
@@ -74,10 +77,18 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"cannot load weights from {path}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise InputError(f"cannot load weights from {path}: it is damaged ({type(error).__name__}: {error})") from error
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    while all(name.startswith(_PREFIXES) for name in tensors) and len({name.split(".")[0] for name in tensors}) == 1:
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a whole file of safetensors says of itself beside its tensors; {} of a file of another kind."""
+    with Path(path).open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if file.read(1) != b"{":
+            return {}
+        return json.loads(b"{" + file.read(size - 1)).get("__metadata__", {})
 
 
 class _Foreign(Exception):
@@ -140,6 +151,8 @@ def _unpickle(file: io.BytesIO) -> tuple[object, list[_Storage]]:
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
+            if module == "torch" and name.endswith("Storage") and name not in _TORCH_TYPES:
+                raise _Foreign(f"it holds tensors of type {name.removesuffix('Storage')}, which is not read")
             if (module, name) not in known:
                 raise _Foreign(
                     f"it holds a pickled {module}.{name}, which is not loaded because that could run code; "

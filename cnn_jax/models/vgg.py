@@ -67,22 +67,18 @@ class VGG(nn.Module):
         activation = ACTIVATIONS[self.activation]
         he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         x = images.astype(self.dtype)
-        # Layers are named by their place in a row in which activations and poolings count too, as in torchvision.
-        place = 0
         for stage, depth in enumerate(self.depths, start=1):
-            for _ in range(depth):
-                features = WIDTHS[stage - 1]
+            for i in range(1, depth + 1):
                 x = Conv(
-                    features, dtype=self.dtype, kernel_init=he, padding=self.padding, name=f"conv{place}"
+                    WIDTHS[stage - 1], dtype=self.dtype, kernel_init=he, padding=self.padding,
+                    name=f"stage{stage}_conv{i}",
                 )(x)  # fmt: skip
                 if self.norm != "none":
                     x = normed(
-                        x, self.norm, f"norm{place + 1}", train=train, axis_name=self.axis_name, dtype=self.dtype
+                        x, self.norm, f"stage{stage}_norm{i}", train=train, axis_name=self.axis_name, dtype=self.dtype
                     )
                 x = activation(x)
-                place += 2 if self.norm == "none" else 3
             x = POOLINGS[self.pooling](tap(self, f"stage{stage}", x), padding=self.padding)
-            place += 1
         if self.head == "flatten":
             x = adaptive_average(x, size=(7, 7))
             x = x.reshape(x.shape[0], -1)

@@ -15,6 +15,7 @@ from cnn_jax.errors import InputError
 from cnn_jax.models.torch_files import read_tensors
 
 STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage", "int64": "LongStorage"}
+STORAGES["complex64"] = "ComplexFloatStorage"
 
 
 class Global:
@@ -190,6 +191,19 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(write, tmp_path):
 def test_no_tensor_reaches_beyond_its_storage(write, beyond):
     with pytest.raises(InputError, match=r"damaged.*beyond its storage"):
         read_tensors(write({"weight": tensor(numbers, **beyond)}))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrappers_are_taken_off(write, prefix):
+    """Of `DataParallel`, of `torch.compile`, and of either around the other."""
+    names = {"module.weight", "_orig_mod.bias", "x.module.weight"}  # of a network that has such modules itself
+    assert set(read_tensors(write({prefix + name: tensor(numbers) for name in names}))) == names
+
+
+def test_types_that_are_not_read_are_said(write):
+    unknown = Storage("0", np.zeros(4, np.complex64))
+    with pytest.raises(InputError, match=r"it holds tensors of type ComplexFloat, which is not read$"):
+        read_tensors(write({"weight": tensor(unknown)}))
 
 
 def test_damage_is_noticed(write):

@@ -42,7 +42,9 @@ def test_the_head_for_small_images():
     params = variables["params"]
     assert stages["pre_logits"] == (512,)
     assert params["logits"]["kernel"].shape == (512, 10)
-    assert sum(name.startswith("norm") for name in params) == 13
+    assert sum("norm" in name for name in params) == 13
+    plain = outline(models.create("vgg16", head="average"), 1, 32, 40, 1)[2]["params"]
+    assert set(plain) == {name for name in params if "norm" not in name} >= {"stage1_conv1", "stage3_conv3"}
     assert "fc1" not in params
 
 
@@ -51,15 +53,15 @@ def test_a_stage_in_training(key):
     model = VGG((1,), norm="batch", head="average", activation="tanh")
     variables = filled(model, images)
     logits, state = compiled(lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"]), images)
-    conv, norm, dense = (variables["params"][name] for name in ("conv0", "norm1", "logits"))
+    conv, norm, dense = (variables["params"][name] for name in ("stage1_conv1", "stage1_norm1", "logits"))
     x = nn.Conv(64, (3, 3), padding=1).apply({"params": conv}, images)
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
     x = (x - mean.reshape(1, 1, 1, -1)) / jnp.sqrt(var + 1e-5).reshape(1, 1, 1, -1)
     x = jnp.tanh(x * norm["scale"].reshape(1, 1, 1, -1) + norm["bias"].reshape(1, 1, 1, -1))
     x = x.reshape(4, 4, 2, 4, 2, 64).max((2, 4)).mean((1, 2))
     np.testing.assert_allclose(logits, x @ dense["kernel"] + dense["bias"].reshape(1, -1), atol=1e-4)
-    before = variables["batch_stats"]["norm1"]["mean"]
-    np.testing.assert_allclose(state["batch_stats"]["norm1"]["mean"], 0.9 * before + 0.1 * mean, atol=1e-5)
+    before, after = (tree["batch_stats"]["stage1_norm1"]["mean"] for tree in (variables, state))
+    np.testing.assert_allclose(after, 0.9 * before + 0.1 * mean, atol=1e-5)
 
 
 def test_errors():
