@@ -57,6 +57,10 @@ class Run:
 
     def _check(self, settings: dict, resume: bool | None) -> bool:
         """Whether the folder holds a run to take up again. Changes nothing."""
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError:  # TensorStore cannot write there
+            raise InputError(f"run folder {self.path} has a name that is not UTF-8: choose another --out") from None
         if not self.path.exists():
             return False
         if not self.path.is_dir():

@@ -132,6 +132,13 @@ def test_a_run_of_data_that_are_named_in_any_bytes_can_be_taken_up(tmp_path):
     assert Run(tmp_path, settings, resume=True).resumed
 
 
+def test_a_folder_is_named_in_utf_8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(InputError, match=r"^run folder .* has a name that is not UTF-8: choose another --out$"):
+        Run(folder, SETTINGS)
+    assert not folder.exists()
+
+
 def test_a_run_that_let_go_can_be_taken_up(finished):
     first = Run(finished, SETTINGS, resume=True)
     with pytest.raises(InputError, match="in use by process"):

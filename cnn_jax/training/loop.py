@@ -160,8 +160,8 @@ def fit(
             raise NonFinite(f"the loss on the test split is not finite after step {step}")
         return summary, evidence
 
-    with _signals() as caught:
-        last = start
+    last = start
+    with _signals() as caught, _saving(checkpoints):
         clock.start(), window.start()
         stops = sorted(stop for stop in epoch_ends if start < stop <= steps)
         for first, last, feed in _feeds(train, Order(size, batch_size, seed), over, start, stops, steps_per_dispatch):
@@ -172,7 +172,7 @@ def fit(
             window.flush()
             clock.stop()
             rate = window.median_rate()
-            if not is_finite(over.one(state)):  # the statistics know of what was before the last update
+            if not is_finite(over.one(state)):  # the statistics of a step say nothing of its update
                 raise NonFinite(f"a parameter or a running statistic is not finite after step {last}")
             metrics = None
             if evaluator and not caught:
@@ -185,10 +185,8 @@ def fit(
             if caught:
                 break
             clock.start(), window.start()
-        if checkpoints:
-            checkpoints.wait()
-        if caught:  # while it waited, too
-            raise Interrupted(caught[0], last, checkpoints is not None)
+    if caught:  # perhaps while the last was saved
+        raise Interrupted(caught[0], last, checkpoints is not None)
     if evaluator and not evidence:  # a finished run, resumed
         summary, evidence = test_after(last)
     return Fit(jax.device_put(jax.device_get(over.one(state))), summary, evidence, clock.seconds, rate)
@@ -369,3 +367,17 @@ def _signals() -> Iterator[list[int]]:
         yield caught
     finally:
         restore()
+
+
+@contextmanager
+def _saving(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Ends when all that was saved is on disk: after an error too, but not after a signal that was not to be caught."""
+    failed = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    if checkpoints:
+        checkpoints.wait()
+    if failed:
+        raise failed

@@ -144,8 +144,7 @@ def test_a_crash_goes_on_from_the_last_epoch(tmp_path, whole):
         try:
             rest = fit(checkpoints=checkpoints, log=log)
         except RuntimeError:
-            checkpoints.wait()
-            assert checkpoints.steps() == [5]
+            assert [path.name for path in tmp_path.iterdir()] == ["5"]
         checkpoints.close()
     assert_same(whole[0], rest)
 
@@ -165,8 +164,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path, update, over, sentence):
     with pytest.raises(NonFinite, match=f"^{sentence}$") as error:
         fit(tx=tx, checkpoints=checkpoints, ema_decay=None, over=over)
     assert error.value.exit_code == 1
-    checkpoints.wait()
-    assert checkpoints.steps() == [step for step in (5, 10) if step < update]
+    assert {path.name for path in tmp_path.iterdir()} == {str(step) for step in (5, 10) if step < update}
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoints.restore_variables().state))
     checkpoints.close()
 
