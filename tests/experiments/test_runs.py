@@ -1,17 +1,18 @@
 """What a script takes from an earlier run: a backbone that a classifier has trained."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from cnn_jax import tasks, training
+from cnn_jax import models, tasks, training
 from cnn_jax.errors import InputError
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.simple_cnn import SimpleCNN
 from cnn_jax.models.unet import UNet
-from experiments.runs import with_backbone
+from experiments.runs import load_published, start, with_backbone
 
 BACKBONE = {"depths": (1, 1), "block": "basic", "stem": "medium", "width": 8}
 MODEL = UNet(**BACKBONE, num_classes=3, widths=(4, 8), convs=1)
@@ -59,3 +60,32 @@ def test_the_backbone_is_the_classifiers(trained, channels):
 def test_models_that_it_does_not_fit(trained, model, sentence):
     with pytest.raises(InputError, match=sentence):
         with_backbone(model, trained[0], (16, 16, 1), seed=0)
+
+
+def weights(path, name, *shape, **options):
+    model = models.create(name, **options)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *shape), np.float32))
+    return models.save_pretrained(model, jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes), path)
+
+
+def test_published_weights_say_what_images_they_are_for(tmp_path):
+    path = str(weights(tmp_path / "g28.safetensors", "simple_cnn", 28, 28, 1))
+    about, _, _ = load_published("simple_cnn", path, 28)
+    assert (about["image_shape"], len(about["mean"]), len(about["std"])) == ([28, 28, 1], 1, 1)
+    with pytest.raises(InputError, match=r"g28\.safetensors are for images of 28×28 and 1 channel, not 32×32 and 1 ch"):
+        load_published("simple_cnn", path, 32)
+
+
+def test_weights_of_another_network_are_no_start(tmp_path):
+    options = {"num_classes": 3}
+    model = models.create("fcos_small", **options)
+
+    def begin(shape, **others):
+        path = weights(tmp_path / "net.safetensors", "fcos_small", 64, 64, 3, **options | others)
+        return start(SimpleNamespace(model="fcos_small", weights=path, backbone=None), model, options, shape)
+
+    assert set(begin((64, 64, 3))["params"]) >= {"backbone", "logits"}
+    with pytest.raises(InputError, match=r"net\.safetensors is of another network: norm is 'group', not 'batch'$"):
+        begin((64, 64, 3), norm="group")
+    with pytest.raises(InputError, match="are for images of 3 channels, not 64×64 and 1 channel"):
+        begin((64, 64, 1))

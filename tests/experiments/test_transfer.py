@@ -66,6 +66,7 @@ def test_mistakes_are_said_before_anything_is_written(weights, tmp_path):
         "--freeze", "cnov"
     )
     assert "'flop'" in refused("--augment", "flop")
+    assert "are for images of 16×16 and 3 channels, not 20×20 and" in refused("--image-size", 20)
     (tmp_path / "foreign.pth").write_bytes(b"no weights at all")
     assert "neither a file of torch.save nor one of safetensors" in refused("--weights", tmp_path / "foreign.pth")
     assert "layer decay 2.0: it must be above 0" in refused("--layer-decay", 2)

@@ -209,7 +209,7 @@ def timms(name, folder, file="model.safetensors", card=None):
 
 SAME, TORCH = {"padding": "same", "epsilon": 1e-3}, {"padding": "torch", "epsilon": 1e-5}
 LITE, CLASSIC = ((127 / 255,) * 3, (128 / 255,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-INCEPTION = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+INCEPTION, HALF = {"mean": [0.5] * 3, "std": [0.25] * 3}, ((0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -222,10 +222,7 @@ INCEPTION = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
         ("efficientnet_b0", "timm_tf_efficientnet_b0.in1k", "model.safetensors", "no json", {}, SAME, CLASSIC),
         ("efficientnet_b0", "a", "model.safetensors", {"mean": 3}, {"padding": "torch"}, TORCH, CLASSIC),
         ("efficientnet_b0", "a", "m.safetensors", None, {"padding": "same", "epsilon": 0.1}, {"epsilon": 0.1}, CLASSIC),
-        (
-            "efficientnet_b0", "a", "m.safetensors",
-            {"architecture": "tf_efficientnet_b0", "pretrained_cfg": INCEPTION}, {}, SAME, (tuple(INCEPTION["mean"]), tuple(INCEPTION["std"])),
-        ),
+        ("efficientnet_b0", "a", "m.safetensors", {"pretrained_cfg": INCEPTION}, {"padding": "same"}, SAME, HALF),
     ],
 )  # fmt: skip
 def test_how_timms_networks_are_padded(tmp_path, name, folder, file, card, given, found, normalised):
