@@ -44,6 +44,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+        # Once for the process, and for good: what ends late does so at any time.
+        if not isinstance(sys.unraisablehook, _WithoutLateEnds):
+            sys.unraisablehook = _WithoutLateEnds(sys.unraisablehook)
         self._ocp = ocp
         self.folder = Path(folder).absolute()
         policies = [LatestN(keep)]
@@ -149,15 +152,10 @@ class Checkpoints:
             raise _Damaged("its description differs from its checksum")
         as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in note["arrays"]}
         restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
-        shown = sys.unraisablehook
-        if not isinstance(shown, _WithoutLateReads):
-            sys.unraisablehook = _WithoutLateReads(shown)
         try:
             arrays = dict(self._manager.restore(step, args=ocp.args.Composite(arrays=restore))["arrays"])
         except Exception as error:  # Orbax and TensorStore raise whatever their formats' parsers do.
-            # The hook stays: the other reads end at any time from now on.
             raise _Damaged(f"its arrays cannot be read: {type(error).__name__}") from error
-        sys.unraisablehook = shown
         for name, description in note["arrays"].items():
             if _describe(arrays[name]) != description:
                 raise _Damaged(f"{name} differs from its checksum")
@@ -176,8 +174,8 @@ class _Damaged(Exception):
     pass
 
 
-class _WithoutLateReads(NamedTuple):
-    """A hook that keeps off the screen the tracebacks of reads that end after Orbax has given up on one of them."""
+class _WithoutLateEnds(NamedTuple):
+    """A hook that keeps off the screen what TensorStore says of reads and writes that end after one of them failed."""
 
     shown: Callable
 

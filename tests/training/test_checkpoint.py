@@ -117,12 +117,10 @@ def test_a_flipped_byte_of_any_array_is_noticed(tmp_path):
 
 
 def test_what_python_says_of_others_is_let_be(tmp_path, monkeypatch):
-    """However many checkpoints are damaged, one hook stays, for their reads end later; and none after whole ones."""
+    """What ends after Orbax has given up is not shown; this takes one hook, however many checkpoints are damaged."""
     said = []
     monkeypatch.setattr(sys, "unraisablehook", said.append)
     save(tmp_path, [1, 2, 3])
-    assert_is(restore(tmp_path), 3)
-    assert sys.unraisablehook == said.append
     for step in ("2", "3"):
         for path in data_files(tmp_path / step / "arrays"):
             path.write_bytes(b"")
@@ -131,8 +129,7 @@ def test_what_python_says_of_others_is_let_be(tmp_path, monkeypatch):
     late, other = (SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "other"))
     for unraisable in (late, other):
         sys.unraisablehook(unraisable)
-    assert said[-1] is other
-    assert late not in said
+    assert said == [other]
 
 
 def test_all_damaged(tmp_path):
@@ -181,7 +178,7 @@ checkpoints = Checkpoints({str(tmp_path)!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    checkpoints.save({{"big": np.random.default_rng(0).normal(size=10**6)}}, 2)
+    checkpoints.save({{f"big{{i}}": np.random.default_rng(i).normal(size=10**5) for i in range(10)}}, 2)
     checkpoints.wait()
 except ValueError as error:
     sys.exit(3 if os.strerror(errno.EFBIG) in str(error) else str(error))
@@ -189,4 +186,5 @@ except ValueError as error:
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 3, done.stderr
+    assert "Event loop is closed" not in done.stderr
     assert_is(restore(tmp_path), 1)
