@@ -283,3 +283,22 @@ def test_a_non_finite_logit_is_not_counted_as_right():
     got = evaluate(np.full((2, C), np.nan, np.float32), np.array([0, 1]))
     assert got["accuracy"] == got["top5_accuracy"] == 0
     assert np.isnan(got["loss"])
+
+
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        ({"label": np.array([0, 3, -1, 2])}, "2 of 4 labels are out of range, the first of them 3: with 3 classes"),
+        ({"label": np.array([0, 3, 1]), "mask": np.array([True, False, True])}, None),
+        ({"label": np.full((4, 3), 1 / 3, np.float32)}, None),
+        ({}, None),
+    ],
+)
+def test_a_whole_split_is_looked_at(split, sentence):
+    """Soft labels, and those that do not count, may be any."""
+    check = classify(3).check
+    if sentence is None:
+        check(split)
+        return
+    with pytest.raises(InputError, match=sentence):
+        check(split)
