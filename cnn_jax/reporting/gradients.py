@@ -1,6 +1,6 @@
 """The report of what gradients look like while a network learns, and how curved its loss is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,8 @@ def write(
     command: str,
     history: Mapping[str, Mapping[str, Mapping[int, float]]],
     flow: Mapping[str, str],
-    looks: Sequence[Mapping],
+    looks: Mapping[int, tuple[Mapping[str, float], tuple[np.ndarray, np.ndarray]]],
+    note: str,
 ) -> Path:
     """Writes and prints what was found: `summary.json`, `figures/`, `report.html`; returns the report's path.
 
@@ -59,7 +60,8 @@ def write(
     Args:
         history: {"gradient", "update", "weight": {kernel: {step: norm}}}.
         flow: {kernel: "healthy", "vanishing" or "exploding"}.
-        looks: each with its `step`, `numbers` {name: number} and `density`, as `density` takes it.
+        looks: {step: ({name: number}, what `density` takes)}.
+        note: of what these numbers are.
     """
     folder = Path(folder)
     draw = page.drawing(folder)
@@ -67,31 +69,32 @@ def write(
         [kernel, *(f"{np.median(list(history[kind][kernel].values())):.3g}" for kind in history), flow[kernel]]
         for kernel in history["gradient"]
     ]
-    numbers = [[name.replace("_", " "), *(look["numbers"][name] for look in looks)] for name in looks[0]["numbers"]]
+    first, *_ = looks.values()
+    numbers = [[name.replace("_", " "), *(of[name] for of, _ in looks.values())] for name in first[0]]
     header = ["kernel", *history, "flow"]
     norms = [draw(kind, series(of, "step", f"norm of {kind}"), f"Norm of {kind}.") for kind, of in history.items()]
     curves = [
-        draw(
-            f"density_{look['step']}", density(*look["density"]), f"Eigenvalues of the Hessian at step {look['step']}."
-        )
-        for look in looks
+        draw(f"density_{step}", density(*curve), f"Eigenvalues of the Hessian after {step} steps.")
+        for step, (_, curve) in looks.items()
     ]
     path = write_report(
         folder / "report.html",
         title=title,
         summary=[Code(command)],
         sections=[
-            Section("Kernels", [Table(header, rows, "Median norms over training."), *norms]),
+            Section(
+                "Kernels", [Table(header, rows, "Median norms over training, as the training step has them."), *norms]
+            ),
             Section(
                 "Single examples, and curvature",
-                [Table(["", *(f"step {look['step']}" for look in looks)], numbers), *curves],
+                [Table(["steps done", *looks], numbers, note), *curves],
             ),
         ],
         footer=page.footer(folder),
     )
     write_json(
         folder / "summary.json",
-        {f"{name}_{look['step']}": value for look in looks for name, value in look["numbers"].items()},
+        {f"{name}_{step}": value for step, (of, _) in looks.items() for name, value in of.items()},
     )
     print_table("Kernels", header, rows)
     return path
