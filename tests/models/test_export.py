@@ -106,7 +106,7 @@ def test_a_program_is_written_in_the_form_of_its_platform(tmp_path, key):
 
 # Each classifier, those of many parameters with fewer, or left out where a smaller one has the same rules; and what its
 # tensors do not tell of a network.
-SMALLER = {ResNet: {"width": 8}, VGG: {"head": "average"}}
+SMALLER = {ResNet: {"width": 16}, VGG: {"head": "average"}}
 LARGE = ("convnext_small", "convnext_base", "convnext_large", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7")
 CLASSIFIERS = [
     (name, {k: v for k, v in SMALLER.get(MODELS[name].func, {}).items() if k not in MODELS[name].keywords})
