@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from cnn_jax import data, models, tasks, training
 from cnn_jax.statistics import interval
+from experiments.claims.rules import Verdict
 
 
 class Claim(NamedTuple):
@@ -22,7 +23,9 @@ class Claim(NamedTuple):
     """A paragraph on what was done and seen."""
     number: str
     """The number that decides, with its interval."""
-    verdict: Literal["holds", "holds in part", "does not hold"]
+    rule: str
+    """What verdict follows from which numbers, in a sentence."""
+    verdict: Verdict
     figure: Any
     """A matplotlib figure."""
     caption: str
@@ -30,23 +33,43 @@ class Claim(NamedTuple):
     """For `summary.json`."""
 
 
+def judged(rule: Callable[..., Verdict], *numbers) -> dict[str, str]:
+    """`rule` and `verdict` of a claim, by one of `rules` and its numbers."""
+    return {"rule": " ".join(rule.__doc__.split()), "verdict": rule(*numbers)}
+
+
 class Lab:
-    """Real digits, a few seeds, and networks that are trained once for all claims.
+    """Real images, a few seeds, and networks that are trained once for all claims.
 
     Attributes:
         digits: a data set for classification, in memory.
         seeds: each draws weights, order and examples of its own.
+        spare: one more, to choose by what is then tested with the others.
         steps: of a training, with batches of `batch_size`.
     """
 
     def __init__(self, digits: data.Dataset, *, seeds: int, steps: int, batch_size: int = 32, tiny: bool = False):
         self.digits, self.seeds, self.steps, self.batch_size, self.tiny = digits, range(seeds), steps, batch_size, tiny
         self.labels, self.test_labels = digits.labels("train"), digits.labels("test")
+        self.spare = seeds
 
     @property
-    def black(self) -> float:
-        """A pixel without ink, as networks take it."""
-        return float((0 - self.digits.mean[0]) / self.digits.std[0])
+    def black(self) -> np.ndarray:
+        """A pixel without ink, as networks take it: f32[C]."""
+        return (-np.array(self.digits.mean) / np.array(self.digits.std)).astype(np.float32)
+
+    @property
+    def classes(self) -> int:
+        return self.digits.num_classes
+
+    def shots(self, *wanted: int) -> list[int]:
+        """Those of these numbers of examples of each class that there are."""
+        least = self.digits.counts("train").min()
+        return [n for n in wanted if n <= least][: 2 if self.tiny else None]
+
+    def create(self, **options) -> nn.Module:
+        """The textbook's network, with a logit for each class."""
+        return models.create("simple_cnn", **{"num_classes": self.classes, **options})
 
     def test(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """So many images of the test split, as networks take them, and their labels."""
@@ -54,8 +77,8 @@ class Lab:
 
     @cached_property
     def simple_cnn(self) -> list[dict]:
-        """Variables of the textbook's network for each seed, trained on all digits."""
-        learn = self.learner(models.create("simple_cnn"), steps=3 * self.steps)
+        """Variables of the textbook's network for each seed, trained on all images."""
+        learn = self.learner(self.create(), steps=3 * self.steps)
         return [learn(seed) for seed in self.seeds]
 
     def learner(
@@ -71,7 +94,7 @@ class Lab:
         """`learn(seed, rows, labels) -> variables`, compiled once: Adam, from weights and an order that `seed` draws.
 
         `rows` are those of the training split to learn from, all by default; `labels` i32 those of the whole split. A
-        fourth argument are variables to start from.
+        fourth argument are variables to start from, and a fifth another number of steps.
         """
         steps = steps or self.steps
         tx = training.make_optimiser("adam", learning_rate, weight_decay=weight_decay)
@@ -81,7 +104,7 @@ class Lab:
         images = self.digits.train["image"]
         start = self.starter(model)
 
-        def learn(seed: int, rows=None, labels: np.ndarray | None = None, variables: dict | None = None) -> dict:
+        def learn(seed: int, rows=None, labels=None, variables: dict | None = None, count: int = steps) -> dict:
             rows = np.arange(len(images)) if rows is None else np.asarray(rows)
             labels = self.labels if labels is None else labels
             key = jax.random.key(1000 + seed)
@@ -89,7 +112,8 @@ class Lab:
             variables = jax.tree.map(jnp.copy, variables) if variables else start(seed)
             params, batch_stats = variables["params"], variables.get("batch_stats", {})
             state = training.TrainState(jnp.int32(0), params, batch_stats, tx.init(params))
-            for order in training.Order(len(rows), min(self.batch_size, len(rows)), seed).rows(0, steps):
+            size = min(self.batch_size, len(rows))
+            for order in training.Order(len(rows), size, seed).rows(0, count):
                 chosen = rows[order]
                 state, _ = step(state, {"image": images[chosen], "label": labels[chosen]}, key)
             return state.variables
@@ -121,12 +145,6 @@ def several(values: Sequence[float], *, scale: float = 100, unit: str = " %", di
     """The mean and its 95 % interval in words, such as "98.1 % ± 0.3"."""
     mean, half = interval(values)
     return f"{scale * mean:.{digits}f}{unit} ± {scale * half:.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def clearly_above(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether the mean of the differences, seed by seed, lies above 0 with its whole 95 % interval."""
-    mean, half = interval(np.asarray(a) - np.asarray(b))
-    return bool(mean - half > 0)
 
 
 def means(found: dict[str, list[float]], name: str) -> dict[str, float]:

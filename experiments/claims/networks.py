@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.models import layers
+from cnn_jax.models.pooling import POOLINGS
 
 
 class Tower(nn.Module):
-    """`depth` 3×3 convolutions, max pooling after the second and fourth, and a dense layer.
+    """`depth` 3×3 convolutions, pooling after the second and fourth, and a dense layer.
 
     Stages to tap: `conv1` …, `logits`.
 
@@ -17,6 +18,7 @@ class Tower(nn.Module):
         norm: batch norm behind each convolution.
         residual: each convolution from the second on adds to what it is given.
         shared: one kernel for all places; without it each place has one of its own.
+        pooling: a key of `POOLINGS`, or "strides": none, and a stride of 2 in the second and fourth convolution.
         flatten: the dense layer has a weight for each place; without it, it takes the mean over all.
     """
 
@@ -26,6 +28,7 @@ class Tower(nn.Module):
     norm: bool = False
     residual: bool = False
     shared: bool = True
+    pooling: str = "max"
     flatten: bool = False
     num_classes: int = 10
 
@@ -34,8 +37,10 @@ class Tower(nn.Module):
         """Logits f32[N,num_classes] of normalised images f32[N,H,W,C]."""
         x = images
         for i in range(1, self.depth + 1):
+            halves, strides = i in (2, 4), self.pooling == "strides"
             if self.shared:
-                y = layers.Conv(self.width, use_bias=not self.norm, name=f"conv{i}")(x)
+                stride = 2 if halves and strides else 1
+                y = layers.Conv(self.width, stride=stride, use_bias=not self.norm, name=f"conv{i}")(x)
             else:
                 y = Local(self.width, name=f"conv{i}")(x)
             if self.norm:
@@ -44,8 +49,8 @@ class Tower(nn.Module):
                 y = layers.ACTIVATIONS[self.activation](y)
             x = x + y if self.residual and i > 1 else y
             x = layers.tap(self, f"conv{i}", x)
-            if i in (2, 4):
-                x = layers.max_pool(x)
+            if halves and not strides:
+                x = POOLINGS[self.pooling](x)
         x = x.reshape(len(x), -1) if self.flatten else x.mean((1, 2))
         x = nn.Dense(self.num_classes, name="logits")(x)
         return layers.tap(self, "logits", x)
