@@ -1,6 +1,7 @@
 """COCO's twelve numbers and VOC's average precision, exactly as their authors' programs count them, but all at once.
 
 Boxes are matched for all images, thresholds and areas in one go of array operations, a rank of the scores at a time.
+Only pairs of one image and class that overlap are looked at, so neither padding nor crowded images cost anything.
 """
 
 import numpy as np
@@ -37,56 +38,43 @@ def summarize(predicted: dict, true: dict, num_classes: int) -> dict:
 
     A class without objects (of that size) is left out of the means; a mean over none is nan.
     """
-    rows, columns = np.nonzero(predicted["objects"])
-    found = {name: np.asarray(predicted[name])[rows, columns] for name in ("boxes", "scores", "label")}
-    found["image"], found["boxes"] = rows, found["boxes"].astype(np.float64)
+    predicted, true = ({name: np.asarray(values) for name, values in of.items()} for of in (predicted, true))
+    found, truth = (_flat(of, num_classes) for of in (predicted, true))
     # By falling score; of equal ones by image, and in an image in the order in which they came.
-    order = np.argsort(-found["scores"], kind="stable")
-    found = {name: values[order] for name, values in found.items()}
-    found["rank"] = _ranks(found["image"] * num_classes + found["label"])
-    keep = found["rank"] < max(MAX_DETECTIONS)
-    found = {name: values[keep] for name, values in found.items()}
+    found = _rows(found, np.argsort(-found["scores"], kind="stable"))
+    found["rank"] = _ranks(found["group"])
+    found = _rows(found, found["rank"] < max(MAX_DETECTIONS))
+    truth = _rows(truth, np.argsort(truth["group"], kind="stable"))
 
-    true = {name: np.asarray(values) for name, values in true.items()}
-    objects, crowd = true["objects"], true["crowd"] & true["objects"]
     sizes = np.array(list(AREAS.values()))
-    # An object that does not count: a crowd, or of another size. bool[N,M,areas]
-    ignored = crowd[..., None] | (true["area"][..., None] < sizes[:, 0]) | (true["area"][..., None] > sizes[:, 1])
-    matched, ignored_match = _match(found, true, ignored)
+    area = truth["area"][:, None]
+    # An object that does not count: a crowd, or of another size. bool[J,areas]
+    ignored = truth["crowd"][:, None] | (area < sizes[:, 0]) | (area > sizes[:, 1])
+    matched, ignored_match = _match(found, truth, ignored)
     box_area = np.prod(found["boxes"][:, 2:] - found["boxes"][:, :2], axis=1)[:, None]
     outside = (box_area < sizes[:, 0]) | (box_area > sizes[:, 1])
     skipped = ignored_match | (~matched & outside[:, None, :])
 
-    counted = objects[..., None] & ~ignored
-    support = np.stack([counted[(true["label"] == c) & objects].sum(0) for c in range(num_classes)])  # [C,areas]
-    ap = np.full((len(THRESHOLDS), num_classes, len(AREAS)), np.nan)
-    recall = np.full((len(MAX_DETECTIONS), *ap.shape), np.nan)
-    precision50 = np.full((num_classes, len(RECALLS)), np.nan)
+    support = np.stack([(~ignored[truth["label"] == c]).sum(0) for c in range(num_classes)])  # [C,areas]
+    recall = np.full((len(MAX_DETECTIONS), len(THRESHOLDS), num_classes, len(AREAS)), np.nan)
+    precision = np.full((len(THRESHOLDS), num_classes, len(AREAS), len(RECALLS)), np.nan)
     for c in range(num_classes):
         mine = found["label"] == c
+        rank, hit, miss = found["rank"][mine], (matched & ~skipped)[mine], ~(matched | skipped)[mine]
         for a in np.flatnonzero(support[c]):
             for m, most in enumerate(MAX_DETECTIONS):
-                if a and most != MAX_DETECTIONS[-1]:
-                    continue
-                use = mine & (found["rank"] < most)
-                hit, skip = matched[use, :, a].T, skipped[use, :, a].T
-                right, wrong = np.cumsum(hit & ~skip, 1, np.float64), np.cumsum(~hit & ~skip, 1, np.float64)
-                recall[m, :, c, a] = right[:, -1] / support[c, a] if hit.shape[1] else 0
-                if most != MAX_DETECTIONS[-1]:
-                    continue
-                for t in range(len(THRESHOLDS)):
-                    curve = _precisions(right[t], wrong[t], support[c, a])
-                    ap[t, c, a] = curve.mean()
-                    if not t and not a:
-                        precision50[c] = curve
-    metrics = {"count": len(objects), "objects": int((objects & ~crowd).sum())}
+                recall[m, :, c, a] = hit[rank < most, :, a].sum(0) / support[c, a]
+            for t in range(len(THRESHOLDS)):
+                precision[t, c, a] = _precisions(hit[:, t, a], miss[:, t, a], support[c, a])
+    ap = precision.mean(-1)
+    metrics = {"count": len(true["objects"]), "objects": int(support[:, 0].sum())}
     metrics |= {"ap": _mean(ap[..., 0]), "ap50": _mean(ap[0, :, 0]), "ap75": _mean(ap[5, :, 0])}
     metrics |= {f"ap{name}": _mean(ap[..., a]) for a, name in enumerate(AREAS) if a}
     metrics |= {f"ar{most}": _mean(recall[m, ..., 0]) for m, most in enumerate(MAX_DETECTIONS)}
     metrics |= {f"ar{name}": _mean(recall[-1, ..., a]) for a, name in enumerate(AREAS) if a}
-    metrics |= {"ap_per_class": ap[..., 0].mean(0), "ap50_per_class": ap[0, :, 0], "precision50": precision50}
+    metrics |= {"ap_per_class": ap[..., 0].mean(0), "ap50_per_class": ap[0, :, 0], "precision50": precision[0, :, 0]}
     metrics |= {"support_per_class": support[:, 0]}
-    metrics["voc_ap"] = _mean(voc_ap_per_class(found, true, num_classes))
+    metrics["voc_ap"] = _mean(voc_ap_per_class(found, truth, num_classes))
     return metrics | _best_threshold(found["scores"], matched[:, 0, 0], skipped[:, 0, 0], support[:, 0].sum())
 
 
@@ -99,39 +87,59 @@ def iou(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray | bool = False)
     return np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 
 
-def _match(found: dict, true: dict, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _flat(images: dict, num_classes: int) -> dict:
+    """A row for each detection or object that is there, image by image; `group` says of which image and class."""
+    there = images["objects"]
+    rows = {name: values[there] for name, values in images.items() if name != "objects"}
+    rows["boxes"] = rows["boxes"].astype(np.float64)
+    return rows | {"group": np.nonzero(there)[0] * num_classes + rows["label"]}
+
+
+def _rows(of: dict, rows: np.ndarray) -> dict:
+    return {name: values[rows] for name, values in of.items()}
+
+
+def _near(found: dict, truth: dict, crowd: np.ndarray | bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs of one image and class that overlap by the least threshold: (detection, object, overlap), each [P].
+
+    By detection, then by rising overlap, then by object. The rows of `truth` must be in the order of their groups.
+    """
+    first, last = (np.searchsorted(truth["group"], found["group"], side) for side in ("left", "right"))
+    count = last - first
+    detection = np.repeat(np.arange(len(count)), count)
+    target = np.arange(len(detection)) + np.repeat(first - (np.cumsum(count) - count), count)
+    crowd = np.broadcast_to(crowd, len(truth["group"]))[target]
+    overlap = iou(found["boxes"][detection], truth["boxes"][target], crowd)
+    near = np.flatnonzero(overlap >= THRESHOLDS[0])
+    near = near[np.lexsort((target[near], overlap[near], detection[near]))]
+    return detection[near], target[near], overlap[near]
+
+
+def _match(found: dict, truth: dict, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which detections meet an object, at each threshold and for each size: (bool[K,T,areas], whether it is ignored).
 
     Each detection, by falling score, takes the object of its class that it overlaps most, of those still free (a crowd
     stays free); one that counts before one that does not; of equal overlaps the last.
     """
-    count, thresholds, areas = len(found["label"]), len(THRESHOLDS), ignored.shape[-1]
-    matched, useless = np.zeros((2, count, thresholds, areas), bool)
-    if not count or not true["boxes"].shape[1]:
-        return matched, useless
-    truth = true["boxes"].astype(np.float64)
-    same = true["objects"][found["image"]] & (true["label"][found["image"]] == found["label"][:, None])
-    overlap = iou(found["boxes"][:, None], truth[found["image"]], true["crowd"][found["image"]])
-    overlap = np.where(same, overlap, 0)
-    least = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None, None]
-    rows = np.flatnonzero((overlap >= least.min()).any(1))  # the others meet nothing at any threshold
-    free = np.ones((len(truth), thresholds, areas, truth.shape[1]), bool)
-    for rank in range(int(found["rank"][rows].max(initial=-1)) + 1):
-        # One detection of each image and class: of different classes they do not compete for objects.
-        now = rows[found["rank"][rows] == rank]
-        image = found["image"][now]
-        of_image = np.moveaxis(ignored[image], 1, 2)[:, None]  # [k,1,areas,M]
-        value = overlap[now][:, None, None]
-        open_ = free[image] | true["crowd"][image][:, None, None]
-        value = np.where(open_ & (value >= least), value, -1) + np.zeros((1, 1, areas, 1))
-        counts = np.where(of_image, -1, value)
-        value = np.where((counts >= 0).any(-1, keepdims=True), counts, value)
-        best = value.shape[-1] - 1 - np.argmax(value[..., ::-1], axis=-1)
-        hit = np.take_along_axis(value, best[..., None], -1)[..., 0] >= 0
-        matched[now] = hit
-        useless[now] = hit & np.take_along_axis(np.broadcast_to(of_image, value.shape), best[..., None], -1)[..., 0]
-        k, t, a = np.nonzero(hit)
-        free[image[k], t, a, best[k, t, a]] = False
+    shape = (len(THRESHOLDS), len(AREAS))
+    matched, useless = np.zeros((2, len(found["label"]), *shape), bool)
+    free = np.ones((len(truth["label"]), *shape), bool)
+    detection, target, overlap = _near(found, truth, truth["crowd"])
+    least = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
+    # One detection of each image and class in turn: of different ones they do not compete for objects.
+    competing, of_pair = np.unique(detection, return_inverse=True)
+    turn = _ranks(found["group"][competing])[of_pair]
+    for now in range(turn.max(initial=-1) + 1):
+        rows = np.flatnonzero(turn == now)
+        one, other = detection[rows], target[rows]
+        starts = np.flatnonzero(np.r_[True, one[1:] != one[:-1]])
+        open_ = (overlap[rows][:, None, None] >= least) & (free[other] | truth["crowd"][other][:, None, None])
+        # The pairs of a detection rise, so the best is the last that is open; those that count come after the others.
+        place = 1 + np.arange(len(rows))[:, None] + len(rows) * ~ignored[other]
+        best = np.maximum.reduceat(np.where(open_, place[:, None], 0), starts)
+        matched[one[starts]], useless[one[starts]] = best > 0, (best > 0) & (best <= len(rows))
+        k, t, a = np.nonzero(best)
+        free[other[(best[k, t, a] - 1) % len(rows)], t, a] = False
     return matched, useless
 
 
@@ -145,40 +153,32 @@ def _ranks(groups: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _precisions(right: np.ndarray, wrong: np.ndarray, support: int) -> np.ndarray:
-    """The precision at each of `RECALLS`: the best that this recall or more allows; 0 where none reaches it."""
+def _precisions(hit: np.ndarray, miss: np.ndarray, support: int) -> np.ndarray:
+    """The precision at each of `RECALLS`, down the scores: the best that this recall or more allows; 0 beyond."""
+    right, wrong = np.cumsum(hit, dtype=np.float64), np.cumsum(miss, dtype=np.float64)
     precision = right / (right + wrong + np.spacing(1))
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     where = np.searchsorted(right / support, RECALLS, side="left")
     return np.append(precision, 0)[where]
 
 
-def voc_ap_per_class(found: dict, true: dict, num_classes: int) -> np.ndarray:
+def voc_ap_per_class(found: dict, truth: dict, num_classes: int) -> np.ndarray:
     """VOC's average precision at an IoU of 0.5: [C]. Unlike COCO's, a detection looks at the object that it overlaps
-    most only, be it taken or not; `found` holds detections by falling score."""
+    most only, be it taken or not (of equal overlaps the first); `found` holds detections by falling score."""
+    detection, target, overlap = _near(found, truth, False)
+    order = np.lexsort((target, -overlap, detection))
+    detection, best = np.unique(detection[order], return_index=True)
+    target = target[order][best]
+    counts, right = np.ones(len(found["label"]), bool), np.zeros(len(found["label"]), bool)
+    counts[detection[truth["crowd"][target]]] = False
+    right[detection[np.unique(target, return_index=True)[1]]] = True  # the first to meet it
     ap = np.full(num_classes, np.nan)
-    truth = true["boxes"].astype(np.float64)
     for c in range(num_classes):
-        there = true["objects"] & (true["label"] == c)
-        support = int((there & ~true["crowd"]).sum())
-        mine = np.flatnonzero(found["label"] == c)
-        if not support:
-            continue
-        right, counts, taken = np.zeros(len(mine)), np.ones(len(mine), bool), set()
-        if len(mine) and truth.shape[1]:
-            image = found["image"][mine]
-            overlap = np.where(there[image], iou(found["boxes"][mine][:, None], truth[image]), -1)
-            best = overlap.argmax(1)
-            for i in np.flatnonzero(overlap[np.arange(len(mine)), best] >= 0.5):
-                target = (image[i], best[i])
-                if true["crowd"][target]:
-                    counts[i] = False
-                elif target not in taken:
-                    taken.add(target)
-                    right[i] = 1
-        right = np.cumsum(right[counts])
-        precision = np.maximum.accumulate((right / np.arange(1, len(right) + 1))[::-1])[::-1]
-        ap[c] = float((np.diff(np.r_[0, right / support]) * precision).sum())
+        support = int(((truth["label"] == c) & ~truth["crowd"]).sum())
+        if support:
+            hits = np.cumsum(right[counts & (found["label"] == c)])
+            precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
+            ap[c] = float((np.diff(np.r_[0, hits / support]) * precision).sum())
     return ap
 
 

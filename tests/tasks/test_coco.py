@@ -1,5 +1,7 @@
 """COCO's metrics by hand; against pycocotools they are in test_coco_peers.py."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ def case(predicted, true):
 
     def table(images, width):
         most = max(1, *(len(image) for image in images))
-        boxes, numbers, labels = np.zeros((len(images), most, 4)), np.zeros((len(images), most)), np.zeros((2, 0))
+        boxes, numbers = np.zeros((len(images), most, 4)), np.zeros((len(images), most))
         labels = np.zeros((len(images), most), int)
         objects = np.zeros((len(images), most), bool)
         for i, image in enumerate(images):
@@ -72,6 +74,26 @@ def test_crowds_are_neither_right_nor_wrong():
     assert metrics["objects"] == 1
 
 
+def test_voc_looks_at_the_object_that_is_overlapped_most_alone():
+    """Two objects side by side, and two boxes nearer to the first: COCO gives the second box the second object."""
+    near, beside = (0, 0, 10, 10), (0, 2, 10, 12)
+    found, true = case([[(near, 0.9, 0), ((0, 0.5, 10, 10.5), 0.8, 0)]], [[(near, 0, 0), (beside, 0, 0)]])
+    metrics = coco.summarize(found, true, 1)
+    assert metrics["ap50"] == pytest.approx(1)
+    assert metrics["voc_ap"] == pytest.approx(0.5)  # the second box meets a taken object: wrong
+
+
+def test_voc_takes_the_first_of_equal_overlaps_and_leaves_difficult_ones_out():
+    # Twice the same box, and a crowd, which the third detection meets. Of the two objects one is never met.
+    boxes = [(BOX, 0, 0), (BOX, 0, 0), (FAR, 0, 1)]
+    found, true = case([[(BOX, 0.9, 0), (FAR, 0.8, 0), (BOX, 0.7, 0)]], [boxes])
+    assert coco.summarize(found, true, 1)["voc_ap"] == pytest.approx(0.5)
+    # COCO counts the share of a small box that lies in a crowd, VOC the plain overlap.
+    found, true = case([[((102, 102, 112, 112), 0.9, 0), (BOX, 0.8, 0)]], [[(BOX, 0, 0), (FAR, 0, 1)]])
+    metrics = coco.summarize(found, true, 1)
+    assert [metrics["ap50"], metrics["voc_ap"]] == pytest.approx([1, 0.5])
+
+
 def test_nothing_there_and_nothing_found():
     empty = coco.summarize(*case([[], []], [[], []]), 3)
     assert np.isnan(empty["ap"])
@@ -91,3 +113,18 @@ def test_padding_and_the_order_of_images_change_nothing():
         again = coco.summarize(*other, 4)
         for name in metrics:
             np.testing.assert_allclose(again[name], metrics[name], atol=1e-12, err_msg=name)
+
+
+def test_padding_costs_no_memory():
+    """One crowded picture makes the padding of all."""
+    found, true = random_case(np.random.default_rng(0), images=60, detections=60)
+    peaks = []
+    for places in (0, 2000):
+        wide = {
+            name: np.concatenate([x, np.zeros_like(x, shape=(60, places, *x.shape[2:]))], 1) for name, x in true.items()
+        }
+        tracemalloc.start()
+        coco.summarize(found, wide, 4)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]
