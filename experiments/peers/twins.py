@@ -44,7 +44,10 @@ TWINS = {
     **_torchvision(
         [f"efficientnet_b{i}" for i in range(8)], {"dropout": 0.0, "stochastic_depth_prob": 0.0}, _SCALED
     ),
-    **{f"efficientnet_lite{i}": Twin("timm", f"tf_efficientnet_lite{i}", {}, _SCALED) for i in range(5)},
+    **{
+        f"efficientnet_lite{i}": Twin("timm", f"tf_efficientnet_lite{i}", {}, _SCALED | {"padding": "same"})
+        for i in range(5)
+    },
 }  # fmt: skip
 
 
@@ -83,11 +86,11 @@ def randomise(network: nn.Module) -> nn.Module:
     return network
 
 
-def converted(name: str, network: nn.Module) -> dict:
+def converted(name: str, network: nn.Module, **options) -> dict:
     """Its weights as our variables, on the way that pretrained weights take: through a file."""
     with tempfile.TemporaryDirectory() as folder:
         torch.save(network.state_dict(), Path(folder, "weights.pth"))
-        return models.load_pretrained(name, Path(folder, "weights.pth"))
+        return models.load_pretrained(name, Path(folder, "weights.pth"), **options)
 
 
 def logits(names: Iterable[str]) -> Iterator[tuple[tuple[str, str], tuple[np.ndarray, np.ndarray]]]:
@@ -99,10 +102,10 @@ def logits(names: Iterable[str]) -> Iterator[tuple[tuple[str, str], tuple[np.nda
     theirs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     options = {"xla_backend_optimization_level": "0"}  # each runs once, and compiles in a fraction of the time
     for name in names:
-        network = create(TWINS[name], num_classes=20)
-        model, variables = models.create(name, num_classes=20, **TWINS[name].ours), converted(name, network)
+        network, ours = create(TWINS[name], num_classes=20), TWINS[name].ours
+        model, variables = models.create(name, num_classes=20, **ours), converted(name, network, **ours)
         for train, what in ((False, "zoo logits"), (True, "zoo logits in training")):
             apply = jax.jit(partial(model.apply, train=train, mutable=["batch_stats"]))
-            ours, _ = apply.lower(variables, images).compile(options)(variables, images)
+            found, _ = apply.lower(variables, images).compile(options)(variables, images)
             with torch.no_grad():
-                yield (name, what), (np.asarray(ours), network.train(train)(theirs).numpy())
+                yield (name, what), (np.asarray(found), network.train(train)(theirs).numpy())
