@@ -62,6 +62,12 @@ def detect(
         raise InputError(f"num_classes is {num_classes}: detection needs at least one class")
     if not strides or any(b != 2 * a for a, b in pairwise(strides)):
         raise InputError(f"strides is {strides}: each must be twice the one before")
+    if not center_radius > 0:
+        raise InputError(f"center_radius is {center_radius}: it must be above 0")
+    if not (0 <= score_threshold < 1 and 0 <= nms_threshold <= 1):
+        raise InputError(
+            f"score_threshold is {score_threshold} and nms_threshold {nms_threshold}: both must be from 0 to 1"
+        )
     if candidates < 1 or detections < 1:
         raise InputError(f"candidates is {candidates} and detections {detections}: both must be at least 1")
 

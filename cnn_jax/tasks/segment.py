@@ -1,5 +1,6 @@
 """Semantic segmentation: a class for every pixel; losses to choose and sum, metrics that are exact over a whole set."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -56,16 +57,21 @@ def segment(
     weights_of = dict(losses or {"cross_entropy": 1.0})
     known = {"cross_entropy": _cross_entropy, "focal": _focal, "dice": _dice}
     for name, weight in weights_of.items():
-        if name not in known or weight < 0:
+        if name not in known or not 0 <= weight < math.inf:
             raise InputError(f"losses has {name!r}: {weight}; expected weights of 0 or more for {', '.join(known)}")
+    if not any(weights_of.values()):
+        raise InputError(f"losses is {weights_of}: at least one weight must be above 0")
     if num_classes < 2:
         raise InputError(f"num_classes is {num_classes}: segmentation needs at least 2 classes, the background is one")
-    if class_weights is not None and (len(class_weights) != num_classes or min(class_weights) < 0):
-        raise InputError(f"class_weights is {tuple(class_weights)}: give {num_classes} numbers of 0 or more")
-    pixel_weights = jnp.ones(num_classes) if class_weights is None else jnp.asarray(class_weights, jnp.float32)
+    weights = (1.0,) * num_classes if class_weights is None else tuple(class_weights)
+    if len(weights) != num_classes or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise InputError(f"class_weights is {weights}: give {num_classes} numbers of 0 or more, not all of them 0")
+    if not 0 <= auxiliary < math.inf or not 0 <= gamma < math.inf or boundary < 0:
+        raise InputError(f"auxiliary is {auxiliary}, gamma {gamma}, boundary {boundary}: each must be 0 or more")
+    pixel_weights = jnp.asarray(weights, jnp.float32)
 
-    def logits_of(outputs, batch=None):
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+    def checked(outputs, batch=None):
+        logits = logits_of(outputs)
         if logits.ndim != 4 or logits.shape[-1] != num_classes:
             raise InputError(f"outputs has shape {logits.shape}, expected logits (N, H, W, {num_classes})")
         if batch is not None and batch["map"].shape != logits.shape[:3]:
@@ -80,7 +86,7 @@ def segment(
         return sum(weight * known[name](log_p, one_hot, weights, gamma) for name, weight in weights_of.items())
 
     def loss(outputs, batch):
-        logits, labels = logits_of(outputs, batch), batch["map"].astype(jnp.int32)
+        logits, labels = checked(outputs, batch), batch["map"].astype(jnp.int32)
         total = one_loss(logits, labels)
         if isinstance(outputs, dict) and "aux" in outputs and auxiliary:
             total = total + auxiliary * one_loss(outputs["aux"], labels)
@@ -89,10 +95,10 @@ def segment(
         return total, {"accuracy": right / jnp.maximum(valid.sum((1, 2)), 1)}
 
     def predict(outputs):
-        return logits_of(outputs).argmax(-1).astype(jnp.int32)
+        return checked(outputs).argmax(-1).astype(jnp.int32)
 
     def measure(outputs, batch):
-        logits = logits_of(outputs, batch)
+        logits = checked(outputs, batch)
         prediction, labels = predict(outputs), batch["map"].astype(jnp.int32)
         valid = labels != ignore
         one_loss_of_each, _ = loss(outputs, batch)
@@ -127,6 +133,11 @@ def segment(
         }
 
     return Task(loss, predict, measure, summarize)
+
+
+def logits_of(outputs):
+    """The logits among a segmenter's outputs, which are these alone or a dict that has more."""
+    return outputs["logits"] if isinstance(outputs, dict) else outputs
 
 
 def of_confusion(confusion: np.ndarray) -> dict:

@@ -1,12 +1,15 @@
 """Segmentation of whole images with more than one look: mirrored, at several scales, by windows."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnn_jax.errors import InputError
+from cnn_jax.tasks.segment import logits_of
 
 
 class Averaged(NamedTuple):
@@ -31,8 +34,10 @@ class Averaged(NamedTuple):
 
     def apply(self, variables: Any, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Log probabilities f32[N,H,W,C] of normalised images f32[N,H,W,C']; only for evaluation."""
-        if not self.scales or min(self.scales) <= 0 or (self.window is not None and self.window < 1):
-            raise InputError(f"looks at scales {tuple(self.scales)}, window {self.window}: each must be above 0")
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise InputError(f"looks at scales {tuple(self.scales)}: give one or more, each a number above 0")
+        if self.window is not None and self.window < 1:
+            raise InputError(f"looks through a window of {self.window} pixels: its side must be 1 or more")
         height, width = images.shape[1:3]
         looks = []
         for scale in self.scales:
@@ -54,14 +59,21 @@ class Averaged(NamedTuple):
         # Windows begin every half of their side, the last at the end; what lies in several is their mean.
         images = jnp.pad(images, ((0, 0), (0, max(0, side - height)), (0, max(0, side - width)), (0, 0)))
         corners = [sorted({*range(0, length - side, max(1, side // 2)), length - side}) for length in images.shape[1:3]]
-        total = count = 0.0
-        for y in corners[0]:
-            for x in corners[1]:
-                found = self._one(variables, images[:, y : y + side, x : x + side])
-                around = ((0, 0), (y, images.shape[1] - y - side), (x, images.shape[2] - x - side), (0, 0))
-                total, count = total + jnp.pad(found, around), count + jnp.pad(jnp.ones_like(found), around)
-        return (total / count)[:, :height, :width]
+        shape = jax.eval_shape(self._one, variables, images[:, :side, :side])
+        total = jnp.zeros((*images.shape[:3], shape.shape[-1]), shape.dtype)
+
+        # One window after the other: the network is once in the program, and in memory for one window.
+        def add(total, corner):
+            at = (0, corner[0], corner[1], 0)
+            found = self._one(variables, jax.lax.dynamic_slice(images, at, (*shape.shape[:3], images.shape[-1])))
+            return jax.lax.dynamic_update_slice(total, found + jax.lax.dynamic_slice(total, at, found.shape), at), None
+
+        total, _ = jax.lax.scan(add, total, jnp.array([(y, x) for y in corners[0] for x in corners[1]]))
+        rows, columns = (
+            sum((np.arange(length) >= start) & (np.arange(length) < start + side) for start in starts)
+            for length, starts in zip(images.shape[1:3], corners, strict=True)
+        )
+        return (total / jnp.asarray(rows[:, None] * columns, total.dtype)[None, ..., None])[:, :height, :width]
 
     def _one(self, variables, images):
-        outputs = self.model.apply(variables, images, train=False)
-        return jax.nn.softmax(outputs["logits"] if isinstance(outputs, dict) else outputs)
+        return jax.nn.softmax(logits_of(self.model.apply(variables, images, train=False)))

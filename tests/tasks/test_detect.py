@@ -132,6 +132,9 @@ def test_masked_rows_count_nowhere():
         ({"num_classes": 0}, "needs at least one class"),
         ({"strides": (4, 12)}, "twice the one before"),
         ({"detections": 0}, "must be at least 1"),
+        ({"nms_threshold": float("nan")}, "nms_threshold nan: both must be from 0 to 1"),
+        ({"score_threshold": -5}, "score_threshold is -5 and"),
+        ({"center_radius": float("nan")}, "center_radius is nan: it must be above 0"),
     ],
 )
 def test_bad_arguments(options, sentence):

@@ -121,13 +121,56 @@ def test_several_looks():
     mirrored = Averaged(Edge()).apply({}, images[:, :, ::-1])[:, :, ::-1]
     np.testing.assert_allclose(twice, mirrored, atol=1e-5)
 
+    sizes = []
+
     class Pointwise:
         def apply(self, variables, images, *, train=False):
-            assert max(images.shape[1:3]) <= 32
+            sizes.append(images.shape[1:3])
             return jnp.concatenate([images, -images], axis=-1)
 
     windows = Averaged(Pointwise(), flip=False, window=32).apply({}, images)
     np.testing.assert_allclose(windows, jax.nn.log_softmax(jnp.concatenate([images, -images], -1)), atol=1e-5)
+    assert set(sizes) == {(32, 32)}
+    assert len(sizes) <= 2  # of fifteen windows: the program holds the network once, however many they are
+
+
+def test_what_lies_in_several_windows_is_their_mean():
+    """By hand: a model that says where in its window a pixel is, of 4 columns and windows of 2 at 0, 1 and 2."""
+
+    class Place:
+        def apply(self, variables, images, *, train=False):
+            place = jnp.broadcast_to(jnp.arange(images.shape[2]) == 0, images.shape[:3])
+            return {"logits": jnp.stack([place, ~place], axis=-1) * jnp.log(3.0)}
+
+    found = Averaged(Place(), flip=False, window=2).apply({}, jnp.zeros((2, 2, 4, 1)))
+    first = np.array([0.75, 0.5, 0.5, 0.25])  # the middle ones are second in one window and first in another
+    np.testing.assert_allclose(
+        np.exp(found), np.broadcast_to(np.stack([first, 1 - first], -1), (2, 2, 4, 2)), rtol=1e-6
+    )
+
+
+def test_looks_at_several_scales():
+    """A model whose answer is the size that it sees, and the colour: by hand."""
+
+    class Size:
+        def apply(self, variables, images, *, train=False):
+            height, width = images.shape[1:3]
+            same = jnp.zeros(images.shape[:3])
+            return jnp.stack([same + height / 32, same + width / 32, images[..., 0]], axis=-1)
+
+    images = jnp.zeros((1, 32, 64, 1)).at[:, :, 32:].set(4.0)
+    found = np.exp(Averaged(Size(), flip=False, scales=(0.5, 1.0, 1.6), multiple=16).apply({}, images))
+    # 16×32, 32×64 and, to multiples of 16, 48×96; far from the edge between the colours no resizing blurs.
+    for columns, colour in ((slice(0, 26), 0), (slice(38, 64), 4)):
+        looks = [jax.nn.softmax(jnp.array([h / 32, w / 32, colour])) for h, w in ((16, 32), (32, 64), (48, 96))]
+        expected = np.broadcast_to(np.mean(looks, axis=0), found[:, :, columns].shape)
+        np.testing.assert_allclose(found[:, :, columns], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
+def test_scales_that_cannot_be(scale):
+    with pytest.raises(InputError, match=r"give one or more, each a number above 0"):
+        Averaged(None, scales=(1.0, scale)).apply({}, jnp.zeros((1, 8, 8, 1)))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +179,11 @@ def test_several_looks():
         ({"num_classes": 1}, "at least 2 classes"),
         ({"losses": {"hinge": 1}}, "expected weights of 0 or more for cross_entropy"),
         ({"class_weights": (1, 2)}, "give 3 numbers"),
+        ({"class_weights": (float("nan"), 1, 1)}, "give 3 numbers of 0 or more"),
+        ({"class_weights": (0, 0, 0)}, "not all of them 0"),
+        ({"losses": {"dice": float("nan")}}, "losses has 'dice': nan; expected weights of 0 or more"),
+        ({"losses": {"dice": 0.0}}, "at least one weight must be above 0"),
+        ({"gamma": float("nan")}, "gamma nan, boundary 2: each must be 0 or more"),
     ],
 )
 def test_bad_arguments(options, sentence):
