@@ -1,5 +1,6 @@
 # `make mnist` and `make test` work on a machine with Python 3.11 or newer, pip and make.
 PYTHON ?= python3
+OUT ?= runs/mnist
 BIN := .venv/bin
 # Two processes; a file's tests stay in one, where they share what was compiled. In their order, the longest are not last.
 # Most of their time is the compiler's, which is faster where its threads do not share one arena of malloc's.
@@ -9,7 +10,7 @@ PYTEST := MALLOC_ARENA_MAX=8 $(BIN)/python -m pytest -n 2 --dist loadfile --no-l
 .PHONY: mnist test slow parity parity-whole lint clean
 
 mnist: .venv/installed
-	$(BIN)/python -m experiments.classify --out runs/mnist --resume
+	$(BIN)/python -m experiments.classify --out $(OUT) --resume
 
 test: .venv/installed
 	$(PYTEST) -m "not peers and not slow"
