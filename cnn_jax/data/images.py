@@ -6,6 +6,8 @@ would give other pixels. The EXIF orientation is not applied, as in TFDS and tor
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,9 @@ import numpy as np
 from cnn_jax.errors import InputError
 
 EXTENSIONS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+
+# Sets whose images are crops of one picture at its own scale, and the percentiles of its levels that become 0 and 255.
+CROPS = {"nuclei": (0.5, 99.8)}
 
 _GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
 
@@ -33,13 +38,8 @@ def in_package(name: str, *, missing: str) -> Path:
 
 def probe(path: Path) -> tuple[int, int, bool]:
     """(height, width, is in colour) of an image file, from its header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width, image.mode not in _GREY_MODES
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise corrupt(path, error) from None
+    with _opened(path, path) as image:
+        return image.height, image.width, image.mode not in _GREY_MODES
 
 
 def decode(data: bytes, shape: tuple[int, int, int], *, resize: bool, where: object) -> np.ndarray:
@@ -95,14 +95,32 @@ def pixels(data: bytes, channels: int, where: object) -> np.ndarray:
             return simplejpeg.decode_jpeg(data, colorspace="GRAY" if channels == 1 else "RGB")
         except ValueError:
             pass  # Pillow says what is wrong, or reads what simplejpeg does not.
+    with _opened(io.BytesIO(data), where) as image:
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+
+
+def stretched(data: bytes, percentiles: tuple[float, float], where: object) -> np.ndarray:
+    """The bytes of an image file of any depth as u8[H,W]: two percentiles of its grey levels become 0 and 255."""
+    with _opened(io.BytesIO(data), where) as image:
+        deep = image.mode.startswith(("I", "F"))  # 16 or 32 bits, or fractions
+        levels = np.asarray(image if deep else image.convert("L"), np.float32)
+    low, high = np.percentile(levels, percentiles)
+    return np.round(255 * ((levels - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
+
+
+@contextmanager
+def _opened(file, where: object) -> Iterator:
+    """A file that Pillow has opened; what Pillow says against it becomes a sentence."""
+    from PIL import Image
+
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        with Image.open(file) as image:
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise corrupt(where, error) from None
 

@@ -4,6 +4,9 @@ import json
 import math
 import re
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import squares
@@ -11,7 +14,8 @@ from commands import fails, succeeds
 from PIL import Image
 
 from cnn_jax import tasks
-from experiments import detect, explained, interpret, predict
+from experiments import classify, detect, explained, interpret, looks, predict, segment
+from experiments.runs import load_run
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,8 @@ def test_what_a_run_leaves(run):
     html = (folder / "report.html").read_text()
     assert "COCO" in html
     assert "A layer that runs again" in html  # the head, on each floor of the pyramid
+    about = json.loads((folder / "model.json").read_text())
+    assert about["task_options"] == {"nms_threshold": 0.5}
     assert "python -m experiments.detect --tiny" in re.sub("<[^>]+>", "", html)
 
 
@@ -48,11 +54,40 @@ def test_predict_draws_boxes(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_mistakes_of_predict(run, tmp_path):
+    picture = tmp_path / "grey.png"
+    Image.new("RGB", (9, 5)).save(picture)
+    assert fails(predict, run[0], picture, "--threshold", "nan").startswith("--threshold is nan")
+    assert fails(predict, run[0], picture, "--out", picture).startswith(f"cannot write {picture / 'grey.found.png'}: ")
+
+
+@pytest.mark.parametrize(("threshold", "count"), [(0.5, 1), (0.6, 2)])
+def test_boxes_are_dropped_as_in_the_run(threshold, count):
+    """Of two boxes that share 20 of 36 columns, by what the run's model.json says."""
+
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            logits = jnp.full((1, 5, 5, 1), -9.0).at[0, 0, :2].set(9)
+            distances = jnp.tile(jnp.array([0, 0, 3.5, 0.5]), (1, 5, 5, 1))  # in strides
+            return [{"logits": logits, "distances": distances, "centerness": jnp.full((1, 5, 5), 9.0)}]
+
+        strides = (8,)
+
+    about = {"class_names": ["a"], "image_shape": [40, 40, 3], "mean": [0.5] * 3, "std": [1.0] * 3}
+    about |= {"task_options": {"nms_threshold": threshold}}
+    found = looks.detector(about, Two(), {})(np.zeros((20, 20, 3), np.uint8))
+    boxes = found["boxes"][found["objects"]]
+    # Half as large in the picture as in the square that is seen.
+    np.testing.assert_allclose(sorted(boxes.tolist()), [[0, 0, 14, 2], [4, 0, 18, 2]][:count], atol=1e-4)
+
+
+@pytest.mark.slow
 def test_what_is_explained_of_a_detector(run):
     """Its surest box of each image: one that the network itself is at least as sure of as the box's score says."""
     found = explained.load(interpret.Config(run[0]), 4)
-    assert 1 <= len(found.raw) == len(found.titles) == len(found.boxes) <= 4
-    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+    assert 1 <= len(found.raw) == len(found.titles) <= 4
+    assert found.objects.shape == (len(found.raw), 4)
     task = tasks.detect(10, strides=found.model.strides)
     best = np.asarray(task.predict(found.model.apply(found.variables, found.images))["scores"]).max(1)
     p = np.asarray(found.judged(found.images))
@@ -79,6 +114,26 @@ def test_a_set_in_cocos_form(tmp_path):
     best = next(line.split() for line in lines if line.strip().startswith(("red", "blue")))
     assert best[0] == "blue"
     np.testing.assert_allclose([float(x) for x in best[2:]], [30, 12, 44, 26], atol=3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_detectors_and_segmenters_start_from_a_classifiers_backbone(pictures, tmp_path):
+    """In a step so small that it shows, from grey images to coloured ones."""
+    step = ("--epochs", 0.25, "--batch-size", 8, "--optimiser", "sgd", "--learning-rate", 1e-9)
+    succeeds(classify, "--model", "resnet18", "--dataset", pictures, *step, "--ema", "None", "--out", tmp_path / "a")
+    _, variables = load_run(tmp_path / "a")
+    del variables["params"]["logits"]
+    kernel = variables["params"]["stem_conv"]["kernel"]
+    variables["params"]["stem_conv"]["kernel"] = np.repeat(kernel, 3, axis=2) / 3
+    squares_json = squares.make(tmp_path / "squares")
+    for script, model in ((detect, "fcos_resnet18_fpn"), (segment, "unet_resnet18")):
+        flags = ("--model", model, "--backbone", tmp_path / "a", "--dataset", squares_json, "--image-size", 32, *step)
+        succeeds(script, *flags, "--out", tmp_path / model)
+        _, found = load_run(tmp_path / model)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), variables["params"], found["params"]["backbone"]
+        )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -13,8 +15,8 @@ import squares
 from commands import fails, succeeds
 from PIL import Image
 
-from cnn_jax import data, models
-from experiments import explained, interpret, predict, segment
+from cnn_jax import data, models, tasks
+from experiments import explained, interpret, looks, predict, segment
 from experiments.runs import load_run
 
 
@@ -46,7 +48,7 @@ def test_what_is_explained_of_a_segmenter(run):
     p[0, 1, :2, 3], p[0, 3, :, 5] = 0.95, 0.93
     p[0, 3, 2, 5] = 0.97
     p[1, 2, 1, 7] = 0.91
-    raw = np.zeros((2, 64, 64, 3), np.uint8)
+    images, truth = jnp.zeros((2, 64, 64, 3)), np.full((2, 4, 4), 3, np.uint8)
     about, variables = load_run(run[0])
 
     class Told(nn.Module):
@@ -54,11 +56,15 @@ def test_what_is_explained_of_a_segmenter(run):
         def __call__(self, images, *, train=False):
             return {"logits": jnp.log(p[: len(images)])}
 
-    found = explained._pixels(about, Told(), variables, raw, None)
-    assert [title.split("\n")[1] for title in found.titles] == ["at row 3, column 2", "at row 2, column 1"]
-    assert found.titles[0].startswith("4\n")
-    assert found.titles[1].startswith("6\n")
-    np.testing.assert_allclose(found.score(found.images), np.log([0.97, 0.91]), rtol=1e-5)
+    truth[0, 1, 1:] = 5
+    outputs = Told().apply({}, images)
+    rows, score, titles, _, objects = explained._pixels(about, Told(), variables, images, outputs, {"map": truth})
+    assert [title.split("\n")[1] for title in titles] == ["at row 3, column 2", "at row 2, column 1"]
+    assert titles[0].startswith("4\n")
+    assert titles[1].startswith("6\n")
+    np.testing.assert_allclose(score()(images[rows]), np.log([0.97, 0.91]), rtol=1e-5)
+    # Where it truly is: the pixels of class 5, whatever the network says; and nowhere, for there is none of class 7.
+    np.testing.assert_array_equal(np.argwhere(objects), [[0, 1, 1], [0, 1, 2], [0, 1, 3]])
 
     real = explained.load(interpret.Config(run[0], model=None), 4)
     outputs = jax.nn.softmax(real.model.apply(real.variables, real.images)["logits"])
@@ -104,6 +110,55 @@ def mirrored_too(path, folder):
     found, true = np.asarray(found)[known], test["map"][known]
     classes = np.union1d(found, true)
     return np.mean([((found == c) & (true == c)).sum() / ((found == c) | (true == c)).sum() for c in classes])
+
+
+class Edges(nn.Module):
+    """What it finds depends on where a window ends."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        return nn.Conv(3, (5, 5))(images)
+
+
+CROPS = {"layout": "crop", "image_shape": [8, 8, 1], "class_names": "abc", "mean": [0.4], "std": [0.2]}
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (20, 27), (5, 30), (3, 2)])
+def test_crops_are_how_a_network_that_learned_from_them_looks(key, shape):
+    """In windows of their size, at the picture's own scale: as `tasks.Averaged` looks at a picture."""
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 1)).astype(np.uint8)
+    model = Edges()
+    variables = model.init(key, jnp.zeros((1, 8, 8, 1)))
+    wide = picture
+    while min(wide.shape[:2]) < 8:
+        wide = np.concatenate([wide, wide[::-1]]) if len(wide) < 8 else np.concatenate([wide, wide[:, ::-1]], axis=1)
+    wide = wide[: max(8, shape[0]), : max(8, shape[1])]
+    several = tasks.Averaged(model, flip=False, window=8)
+    expected = several.apply(variables, jnp.float32((wide / 255 - 0.4) / 0.2)[None])[0].argmax(-1)
+    found = looks.segmenter(CROPS, model, variables)(picture)
+    np.testing.assert_array_equal(found, expected[: shape[0], : shape[1]])
+
+
+def test_what_is_explained_of_crops_is_the_middle(tmp_path):
+    levels = np.arange(20 * 27).reshape(20, 27).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.tif")
+    middle, _ = looks.read_picture(tmp_path / "deep.tif", CROPS | {"stretch": [0, 100]})
+    np.testing.assert_allclose(middle[..., 0], levels[6:14, 9:17] / 539 * 255, atol=0.51)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("stardist"), reason="needs the package stardist")
+def test_predict_finds_the_nuclei_of_the_quarter_that_was_held_out(tmp_path):
+    flags = ("--image-size", 64, "--epochs", 4, "--optimiser", "adam", "--learning-rate", 3e-3)
+    succeeds(segment, "--dataset", "nuclei", *flags, "--out", tmp_path / "run")
+    folder = Path(find_spec("stardist").submodule_search_locations[0]) / "data" / "images"
+    about, variables = load_run(tmp_path / "run")
+    ((_, picture, _),) = predict.to_draw_on(predict.Config(tmp_path / "run", (folder / "img2d.tif",)), about)
+    test = data.load_annotated("nuclei", "map", image_size=64).test
+    np.testing.assert_array_equal(picture[256:320, 256:320], test["image"][0])
+    found = looks.segmenter(about, models.create(about["model"], **about["options"]), variables)(picture)
+    found, true = (x[256:, 256:] > 0 for x in (found, np.asarray(Image.open(folder / "mask2d.tif"))))
+    assert (found & true).sum() / (found | true).sum() > 0.8
 
 
 @pytest.mark.parametrize(
