@@ -263,6 +263,8 @@ def test_least_values():
 @pytest.mark.parametrize(("started_by", "handler"), [("-m", signal.SIG_DFL), ("x.py", signal.default_int_handler)])
 def test_ctrl_c_ends_a_script_that_still_imports(started_by, handler):
     """Python's own exception may be lost; who imports `experiments` from elsewhere keeps it."""
-    code = f"import signal, sys; sys.argv[0] = {started_by!r}; import experiments; print(signal.getsignal(signal.SIGINT))"
+    code = (
+        f"import signal, sys; sys.argv[0] = {started_by!r}; import experiments; print(signal.getsignal(signal.SIGINT))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == str(handler)
