@@ -1,6 +1,7 @@
 """What a script takes from an earlier run, or from a file of weights: a trained network, or a start for another."""
 
 import json
+import re
 from pathlib import Path
 
 import flax.linen as nn
@@ -10,6 +11,9 @@ import numpy as np
 
 from cnn_jax import data, models, training
 from cnn_jax.errors import InputError
+
+# What every run's model.json says.
+_SAID = {"task", "model", "options", "class_names", "image_shape", "mean", "std"}
 
 
 def start(config, model: nn.Module, options: dict, image_shape: tuple[int, int, int]) -> dict | None:
@@ -51,6 +55,9 @@ def load_run(folder: Path) -> tuple[dict, dict]:
         ) from None
     except ValueError as error:
         raise InputError(f"{folder / 'model.json'} is damaged ({error}): train again in another folder") from None
+    missing = sorted(_SAID - {*about} if isinstance(about, dict) else _SAID)
+    if missing:
+        raise InputError(f"{folder / 'model.json'} lacks {', '.join(missing)}: train again in another folder")
     checkpoints = training.Checkpoints(folder / "checkpoints", read_only=True)
     restored = checkpoints.restore_variables()
     checkpoints.close()
@@ -99,10 +106,17 @@ def with_backbone(model: nn.Module, folder: Path, image_shape: tuple[int, int, i
         if shapes[0] != shapes[1]:
             raise InputError(
                 f"--backbone: the run in {folder} trained {about['model']} on images of {about['image_shape']}, which "
-                "is not the backbone of this model: its layers, stem, norm or channels differ"
+                "is not the backbone of this model: its layers, stem, norm or channels differ; "
+                + _fitting(about["model"])
             )
         fresh[kind]["backbone"] = found
     return fresh
+
+
+def _fitting(backbone: str) -> str:
+    """In words, the models with such a backbone, or what to train for one."""
+    names = [name for name in models.names() if re.fullmatch(rf"[a-z0-9]+_{re.escape(backbone)}(_fpn)?", name)]
+    return f"it fits {', '.join(names)}" if names else "train one with python -m experiments.classify --model resnet18"
 
 
 def normalised(images, about: dict) -> jax.Array:

@@ -1,6 +1,7 @@
 """What a script takes from an earlier run: a backbone that a classifier has trained."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +13,7 @@ from cnn_jax.errors import InputError
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.simple_cnn import SimpleCNN
 from cnn_jax.models.unet import UNet
-from experiments.runs import load_published, start, with_backbone
+from experiments.runs import load_published, load_run, start, with_backbone
 
 BACKBONE = {"depths": (1, 1), "block": "basic", "stem": "medium", "width": 8}
 MODEL = UNet(**BACKBONE, num_classes=3, widths=(4, 8), convs=1)
@@ -31,7 +32,9 @@ def trained(tmp_path_factory):
     model = ResNet(**BACKBONE, num_classes=3)
     fit = training.fit(model, tasks.classify(3), digits, steps=1, batch_size=8, checkpoints=checkpoints)
     checkpoints.close()
-    (folder / "model.json").write_text(json.dumps({"model": "resnet", "image_shape": [16, 16, 1]}))
+    about = {"task": "classify", "model": "resnet18", "options": {}, "class_names": ["a", "b", "c"]}
+    about |= {"image_shape": [16, 16, 1], "mean": [0.5], "std": [0.5]}
+    (folder / "model.json").write_text(json.dumps(about))
     return folder, fit.state.variables
 
 
@@ -54,12 +57,39 @@ def test_the_backbone_is_the_classifiers(trained, channels):
     ("model", "sentence"),
     [
         (SimpleCNN(), "SimpleCNN has no backbone"),
-        (UNet(**BACKBONE | {"width": 4}, widths=(4, 8), convs=1), "is not the backbone of this model"),
+        (
+            UNet(**BACKBONE | {"width": 4}, widths=(4, 8), convs=1),
+            "is not the backbone of this model: .* differ; it fits fcos_resnet18_fpn, unet_resnet18$",
+        ),
     ],
 )
 def test_models_that_it_does_not_fit(trained, model, sentence):
     with pytest.raises(InputError, match=sentence):
         with_backbone(model, trained[0], (16, 16, 1), seed=0)
+
+
+def test_a_network_that_nothing_is_built_on(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    about = json.loads((trained[0] / "model.json").read_text())
+    (tmp_path / "run" / "model.json").write_text(json.dumps(about | {"model": "simple_cnn"}))
+    with pytest.raises(InputError, match=r"differ; train one with python -m experiments\.classify --model resnet18$"):
+        with_backbone(UNet(**BACKBONE | {"width": 4}, widths=(4, 8), convs=1), tmp_path / "run", (16, 16, 1), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{}", "lacks class_names, image_shape, mean, model, options, std, task: train again in another folder"),
+        ("[]", "lacks class_names, image_shape"),
+        ("1", "lacks class_names, image_shape"),
+        ("{", "is damaged"),
+    ],
+)
+def test_a_run_that_does_not_say_what_it_is(trained, tmp_path, content, sentence):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "run" / "model.json").write_text(content)
+    with pytest.raises(InputError, match=rf"model\.json {sentence}"):
+        load_run(tmp_path / "run")
 
 
 def weights(path, name, *shape, **options):
