@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -118,22 +118,34 @@ def with_objects(
     area: np.ndarray,
     size: int,
     most: int,
-) -> dict[str, np.ndarray]:
+    where: object,
+) -> dict[str, Any]:
     """What a batch holds of an image u8[H,W,3] and its n objects, see `tasks.detect`: the `most` of greatest area.
+
+    An object without width or height is left out. How many are left out is `said`, see `stream.Reader`.
 
     Args:
         boxes: f32[n,4], (left, top, right, bottom) in pixels of the image, inside it.
         label, crowd, area: i32[n], bool[n], f32[n].
     """
     square, scale = letterbox(image, size)
-    keep = np.sort(np.argsort(-area, kind="stable")[:most])
-    count = len(keep)
-    out = empty("boxes", size, most=most)
     # In 32 bits an edge of the image may come to lie beyond the square's.
-    out["boxes"][:count] = np.minimum(boxes[keep] * np.float32(scale), size)
-    out["label"][:count], out["crowd"][:count], out["area"][:count] = label[keep], crowd[keep], area[keep]
+    boxes = np.minimum(boxes * np.float32(scale), size)
+    whole = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
+    keep = np.sort(whole[np.argsort(-area[whole], kind="stable")[:most]])
+    count = len(keep)
+    said = []
+    if len(whole) < len(boxes):
+        said.append(f"{len(boxes) - len(whole)} of {len(boxes)} objects have no width or no height, and are left out")
+    if count < len(whole):
+        said.append(f"has {len(whole)} objects: the {len(whole) - count} smallest are left out")
+    out = empty("boxes", size, most=most)
+    for name, values in (("boxes", boxes), ("label", label), ("crowd", crowd), ("area", area)):
+        out[name][:count] = values[keep]
     out["objects"][:count] = True
-    return {**out, "image": square, "scale": np.float32(scale)}
+    inside = np.minimum(np.float32(scale) * np.float32(image.shape[1::-1]), size)
+    out |= {"image": square, "scale": np.float32(scale), "inside": inside}
+    return out | ({"said": f"{where}: {'; '.join(said)}"} if said else {})
 
 
 def empty(truth: Literal["boxes", "map"], size: int, *, most: int = 0) -> dict[str, np.ndarray]:
@@ -149,6 +161,7 @@ def empty(truth: Literal["boxes", "map"], size: int, *, most: int = 0) -> dict[s
         "crowd": np.zeros(most, bool),
         "area": np.zeros(most, np.float32),
         "scale": np.float32(1),
+        "inside": np.full(2, size, np.float32),
     }
 
 
@@ -163,6 +176,27 @@ def is_small(count: int, shape: tuple[int, int, int]) -> bool:
     return count * int(np.prod(shape)) <= dataset.RESIDENT_BYTES
 
 
+def _check_something_to_learn(name: str, reader: Reader) -> None:
+    """Raises `InputError` for a training set without any object, or with maps of one class. Stops at the first images
+    that have what is needed, which are the first of all as a rule."""
+    values = set()
+    for row in map(reader.read, range(len(reader))):
+        if "map" not in row and (row["objects"] & ~row["crowd"]).any():
+            return
+        if "map" in row:
+            values |= {*np.unique(row["map"]).tolist()} - {IGNORE}
+            if len(values) > 1:
+                return
+    if "map" not in row:
+        raise InputError(
+            f"{name}: none of its {len(reader)} training images has an object that is not a crowd: give at least one"
+        )
+    raise InputError(
+        f"{name}: its training maps hold the values {sorted(values)} alone, beside 255, which says that a pixel counts "
+        "nowhere: segmentation needs at least 2 classes, numbered from 0 (of black and white, 0 and 1)"
+    )
+
+
 def assemble(
     name: str,
     readers: tuple[Reader, Reader],
@@ -173,9 +207,12 @@ def assemble(
     workers: int | None = None,
 ) -> Dataset:
     """The set of two readers, for training and for testing: in memory if it is small, otherwise as streams."""
-    for split, reader in zip(("train", "test"), readers, strict=True):
-        if not len(reader):
-            raise InputError(f"{name}, split {split!r}: has no images: give at least one")
+    train, test = map(len, readers)
+    if not train or not test:
+        raise InputError(
+            f"{name}: has {train} images to train on and {test} to test on: give at least one for each, so two in all"
+        )
+    _check_something_to_learn(name, readers[0])
     shape = readers[0].image_shape
     if is_small(sum(map(len, readers)), shape):
         splits = [read_all(reader) for reader in readers]

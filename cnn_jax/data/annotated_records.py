@@ -190,18 +190,9 @@ def _objects(record: dict, image: np.ndarray, where: str, *, size: int, most: in
     boxes = shares[:, [1, 0, 3, 2]] * [width, height, width, height]
     boxes[:, :2] -= from_one
     boxes = boxes.clip(0, [width, height, width, height]).astype(np.float32)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    crowd = objects.get("is_crowd", objects.get("is_difficult", np.zeros(len(boxes))))
-    area = np.array(objects.get("area", sides.prod(1)), np.float32)
-    whole = (sides > 0).all(1)
-    said = []
-    if not whole.all():
-        said.append(f"{(~whole).sum()} of {len(whole)} objects have no width or no height, and are left out")
-    if whole.sum() > most:
-        said.append(f"has {whole.sum()} objects: the {whole.sum() - most} smallest are left out")
-    boxes, label, crowd, area = (values[whole] for values in (boxes, label, np.array(crowd, bool), area))
-    out = annotated.with_objects(image, boxes, label, crowd=crowd, area=area, size=size, most=most)
-    return out | ({"said": f"{where}: {'; '.join(said)}"} if said else {})
+    crowd = np.array(objects.get("is_crowd", objects.get("is_difficult", np.zeros(len(boxes)))), bool)
+    area = np.array(objects.get("area", (boxes[:, 2:] - boxes[:, :2]).prod(1)), np.float32)
+    return annotated.with_objects(image, boxes, label, crowd=crowd, area=area, size=size, most=most, where=where)
 
 
 def _map_form(name: str, set_name: str, features: dict) -> Callable | None:

@@ -5,8 +5,7 @@ plain or packed into COCO's text.
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,13 @@ from cnn_jax.data.dataset import Dataset
 from cnn_jax.errors import InputError
 
 SIZE = 512
+# What every entry of the file must have.
+_KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id", "name"),
+}
+_NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
 
 def load(
@@ -25,8 +31,10 @@ def load(
 ) -> Dataset:
     """Loads a set in COCO's form, letterboxed into squares.
 
-    An annotation whose box has no width or no height is left out, and how many are is printed: COCO's own files have
-    some. Images are sought beside the JSON file, in `images/` there, and in the folder that is called as the file ends
+    For boxes, an object without width or height is left out, as COCO's own files have some, and so are the smallest of
+    more than `annotated.MOST` in an image; how many are is printed.
+
+    Images are sought beside the JSON file, in `images/` there, and in the folder that is called as the file ends
     (`annotations/instances_train2017.json` → `train2017/`). A file `…train…` is the training split if there is the same
     with `val` or `test` beside it, which then is the test split; otherwise a fifth of the images are, chosen by name.
 
@@ -54,9 +62,6 @@ def load(
         how = "a fifth of the images, chosen by their names, for testing"
     counts = np.array([len(boxes) for part in (train, test) for boxes in part.boxes])
     most = min(annotated.MOST, max(1, counts.max(initial=0)))
-    over = counts[counts > most] - most
-    if truth == "boxes" and len(over):
-        print(f"{path}: {len(over)} images have more than {most} objects: the {over.sum()} smallest are left out")
     readers = tuple(_Reader(part, truth, size, most) for part in (train, test))
     names = train.class_names if truth == "boxes" else ("ground", *train.class_names)
     source = f"Images of {path}, letterboxed to {size}×{size}; {how}."
@@ -113,6 +118,7 @@ class _Reader:
             area=of.areas[row],
             size=self.size,
             most=self.most,
+            where=of.paths[row],
         )
 
     def empty(self) -> dict[str, np.ndarray]:
@@ -121,21 +127,21 @@ class _Reader:
 
 def _read(path: Path, truth: str) -> _Annotations:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise InputError(f"{path} is no JSON file: {error}") from None
-    for part in ("images", "annotations", "categories"):
+    except RecursionError:
+        raise InputError(f"{path} is not in COCO's form: its lists lie too deep in each other") from None
+    for part in _KEYS:
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise InputError(f"{path} is not in COCO's form: it has no list {part!r}")
     try:
         return _checked(path, content, truth)
     except InputError:
         raise
-    except KeyError as error:
-        raise InputError(f"{path}: an image, category or annotation has no {error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{path} is not in COCO's form: an id, a size or a name is of a wrong type ({error})"
         ) from None
@@ -150,7 +156,9 @@ def _checked(path: Path, content: dict, truth: str) -> _Annotations:
         )
     labels = {id_: i for i, id_ in enumerate(sorted(categories))}
     rows = {id_: i for i, id_ in enumerate(sorted(images))}
-    paths, sizes, objects, flat = [], [], [[] for _ in rows], 0
+    names = [str(categories[id_]["name"]) for id_ in labels]
+    _check_different(path, "categories", labels, names)
+    paths, sizes, objects = [], [], [[] for _ in rows]
     for id_ in rows:
         file = _find(path, images[id_]["file_name"])
         if file is None:
@@ -160,25 +168,25 @@ def _checked(path: Path, content: dict, truth: str) -> _Annotations:
             )
         paths.append(str(file))
         sizes.append((int(images[id_]["height"]), int(images[id_]["width"])))
+    _check_different(path, "images", rows, paths)
     for one in content["annotations"]:
         where = f"{path}, annotation {one['id']}"
         if one["image_id"] not in rows:
             raise InputError(f"{where}: image_id is {one['image_id']}, which no image has")
         if one["category_id"] not in labels:
             raise InputError(f"{where}: category_id is {one['category_id']}, which no category has")
-        row = rows[one["image_id"]]
-        box = _box(one["bbox"], sizes[row], where, images[one["image_id"]]["file_name"])
-        if box is None:
-            flat += 1
-            continue
-        area = one.get("area", (box[2] - box[0]) * (box[3] - box[1]))
-        if not _is_number(area) or area < 0:
-            raise InputError(f"{where}: area is {area}, expected a number of pixels")
-        if truth == "map":
-            check(one.get("segmentation"), sizes[row], where=where)
-        objects[row].append((box, labels[one["category_id"]], bool(one.get("iscrowd")), area, one.get("segmentation")))
-    if flat:
-        print(f"{path}: {flat} annotations have a box without width or height, and are left out")
+        row, segmentation = rows[one["image_id"]], one.get("segmentation") if truth == "map" else None
+        crowd, box, area = one.get("iscrowd", 0), _NO_BOX, 0.0
+        if crowd not in (0, 1):
+            raise InputError(f"{where}: iscrowd is {crowd!r}, expected 0 or 1")
+        if segmentation:
+            check(segmentation, sizes[row], where=where)
+        else:
+            box = _box(one.get("bbox"), sizes[row], where, images[one["image_id"]]["file_name"])
+            area = one.get("area", (box[2] - box[0]) * (box[3] - box[1]))
+            if not _is_number(area) or area < 0:
+                raise InputError(f"{where}: area is {area}, expected a number of pixels")
+        objects[row].append((box, labels[one["category_id"]], bool(crowd), area, segmentation))
 
     def each(column, kind, shape=()):
         return [np.array([one[column] for one in of], kind).reshape(-1, *shape) for of in objects]
@@ -191,17 +199,26 @@ def _checked(path: Path, content: dict, truth: str) -> _Annotations:
         crowds=each(2, bool),
         areas=each(3, np.float32),
         segmentations=[[one[4] for one in of] for of in objects],
-        class_names=tuple(str(categories[id_]["name"]) for id_ in sorted(categories)),
+        class_names=tuple(names),
     )
 
 
-def _box(bbox, size: tuple[int, int], where: str, file_name: str) -> tuple[float, ...] | None:
-    """(left, top, right, bottom) inside the image; None of a box that is only a line or a point."""
+def _check_different(path: Path, part: str, ids: Iterable, names: Sequence[str]) -> None:
+    """Two entries of one picture could fall to training and testing, and two categories of one name tell nobody."""
+    seen = {}
+    for id_, name in zip(ids, names, strict=True):
+        if name in seen:
+            raise InputError(f"{path}: the {part} with the ids {seen[name]} and {id_} are both {name}: make them one")
+        seen[name] = id_
+
+
+def _box(bbox, size: tuple[int, int], where: str, file_name: str) -> tuple[float, ...]:
+    """(left, top, right, bottom) inside the image; of one that is only a line or a point `_NO_BOX`, wherever it is."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)) or min(bbox[2:]) < 0:
         raise InputError(f"{where}: bbox is {bbox}, expected [x, y, width, height], none of both below 0")
     (x, y, width, height), (rows, columns) = bbox, size
     if not (width and height):
-        return None
+        return _NO_BOX
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, columns), min(y + height, rows)
     # COCO's own boxes stand over by fractions of a pixel.
     over = max(-x, -y, x + width - columns, y + height - rows)
@@ -211,14 +228,17 @@ def _box(bbox, size: tuple[int, int], where: str, file_name: str) -> tuple[float
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < 1e15  # which no nan is, and any int can be asked
 
 
 def _by_id(path: Path, entries: Sequence[Mapping], part: str) -> dict:
     found = {}
-    for entry in entries:
+    for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise InputError(f"{path}: {part} holds {entry!r}, expected objects with an id")
+        for key in _KEYS[part]:
+            if key not in entry:
+                raise InputError(f"{path}: entry {i} of {part}, counted from 0, has no {key!r}")
         if entry["id"] in found:
             raise InputError(f"{path}: two {part} have the id {entry['id']}")
         found[entry["id"]] = entry
@@ -281,13 +301,15 @@ def check(segmentation, size: tuple[int, int], *, where: str) -> None:
     height, width = size
     if isinstance(segmentation, dict):
         try:
-            counts = np.array(_counts(segmentation), np.int64)
-            whole = counts.ndim == 1 and (counts >= 0).all() and counts.sum() == height * width
-        except (KeyError, IndexError, TypeError, ValueError):
+            counts = list(_counts(segmentation))
+            sound = all(isinstance(count, int) and 0 <= count <= height * width for count in counts)
+        except (KeyError, IndexError, TypeError):
+            sound = False
+        if not sound:
             raise InputError(f"{where}: the run lengths are damaged, expected COCO's counts") from None
-        if not whole or list(segmentation.get("size", size)) != [height, width]:
+        if sum(counts) != height * width or list(segmentation.get("size", size)) != [height, width]:
             raise InputError(
-                f"{where}: run lengths cover {counts.sum()} pixels of size {segmentation.get('size')}, and the image "
+                f"{where}: run lengths cover {sum(counts)} pixels of size {segmentation.get('size')}, and the image "
                 f"is of {height}×{width}"
             )
         return

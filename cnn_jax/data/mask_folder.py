@@ -17,7 +17,8 @@ def load(folder: Path, *, image_size: int | None = None, workers: int | None = N
     """Loads a folder with `images/` and `masks/`, letterboxed into squares.
 
     A mask is a grey or palette image of the size of its image; its values are classes from 0, and 255 where a pixel
-    counts nowhere. `classes.txt` in the folder names the classes, one a line; without it they are numbers. `train/` and
+    counts nowhere. `classes.txt` in the folder, in UTF-8, names the classes, one a line; without it they are numbers,
+    none of which may be missing in the masks. `train/` and
     `val/` or `test/`, each with both folders, are the splits; otherwise a fifth of the images, chosen by name, is for
     testing.
 
@@ -25,8 +26,8 @@ def load(folder: Path, *, image_size: int | None = None, workers: int | None = N
         image_size: side of the squares in pixels; 256 by default.
 
     Raises:
-        InputError: an image without a mask or the other way round, a mask of another size, unknown values, a corrupt
-            file.
+        InputError: an image without a mask or the other way round, a mask of another size, unknown values, one class
+            alone in the training masks, a corrupt file.
     """
     size = SIZE if image_size is None else image_size
     test = next((folder / name for name in ("val", "test") if (folder / name).is_dir()), None)
@@ -102,11 +103,29 @@ def _mask(path: Path) -> np.ndarray:
 def _class_names(folder: Path, masks: list[Path]) -> tuple[str, ...]:
     file = folder / "classes.txt"
     if not file.is_file():
-        found = np.zeros(256, bool)
+        found = np.zeros(annotated.IGNORE + 1, bool)
         for mask in masks:
             found[_mask(mask)] = True
-        return annotated.names_of(np.flatnonzero(found), folder)
-    names = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+        values = np.flatnonzero(found[: annotated.IGNORE])
+        names = annotated.names_of(values, folder)
+        if len(values) < len(names):
+            raise InputError(
+                f"{folder}: its masks hold {len(values)} values with gaps, {_few(values)}: number the classes from 0 "
+                f"without gaps, or name all {len(names)} in {file}"
+            )
+        return names
+    try:
+        # Some editors begin a file with a mark of its encoding, which is no part of the first name.
+        names = tuple(line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip())
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not in UTF-8: save it again in that encoding") from None
     if not 2 <= len(names) <= annotated.IGNORE:
         raise InputError(f"{file} names {len(names)} classes: segmentation needs 2 to {annotated.IGNORE}")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise InputError(f"{file} names two classes {twice!r}: give each a name of its own")
     return names
+
+
+def _few(values: np.ndarray) -> str:
+    return ", ".join(map(str, values[:6])) + " …" * (len(values) > 6)

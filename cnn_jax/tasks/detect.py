@@ -38,6 +38,8 @@ def detect(
         area      f32[N,M], optional: the area of the object itself, in pixels of the original image, for the metrics
                   by size; the box's where it is left out
         scale     f32[N], optional: pixels of this image for one of the original; 1 where it is left out
+        inside    f32[N,2], optional: width and height of what the picture takes of this image, from its upper left;
+                  what is found is cut off there before it is measured
 
     Args:
         strides: pixels between the places of each level, as `FCOS.strides` says.
@@ -135,8 +137,12 @@ def detect(
     def measure(outputs, batch):
         true, n = batch["boxes"], len(batch["boxes"])
         scale = batch.get("scale", jnp.ones(n, jnp.float32))
+        predicted = predict(outputs)
+        if "inside" in batch:
+            limits = jnp.tile(batch["inside"], 2)[:, None]
+            predicted["boxes"] = jnp.minimum(predicted["boxes"], limits)
         return {
-            "predicted": predict(outputs),
+            "predicted": predicted,
             "true": {
                 "boxes": true,
                 "label": batch["label"],

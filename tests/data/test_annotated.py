@@ -71,7 +71,7 @@ def test_image_map_and_boxes_stay_together(height, width, size, given):
     box = np.array([[left, top, right, bottom]], np.float32)
     area = np.array([(right - left) * (bottom - top)], np.float32)
     one = np.zeros(1, np.int32)
-    objects = annotated.with_objects(image, box, one, crowd=one > 0, area=area, size=size, most=2)
+    objects = annotated.with_objects(image, box, one, crowd=one > 0, area=area, size=size, most=2, where="here")
     maps = annotated.with_map(image, classes, size=size, where="here")
     np.testing.assert_array_equal(objects["image"], maps["image"])
     assert objects["objects"].tolist() == [True, False]
@@ -85,6 +85,7 @@ def test_image_map_and_boxes_stay_together(height, width, size, given):
     assert ((maps["image"][..., 0] > 127) == (maps["map"] == 1))[inner & real].mean() > 0.97
     np.testing.assert_allclose(objects["area"][0], area[0])
     np.testing.assert_allclose(objects["scale"], size / max(height, width), rtol=1e-6)
+    np.testing.assert_allclose(objects["inside"], np.array([width, height]) * size / max(height, width), rtol=1e-6)
 
 
 def test_boxes_never_leave_the_square():
@@ -95,7 +96,9 @@ def test_boxes_never_leave_the_square():
     one = np.ones(1, np.float32)
     for width in over:
         box, image = np.array([[0, 0, width, 1]], np.float32), np.zeros((1, width, 3), np.uint8)
-        out = annotated.with_objects(image, box, one.astype(np.int32), crowd=one < 1, area=one, size=640, most=1)
+        out = annotated.with_objects(
+            image, box, one.astype(np.int32), crowd=one < 1, area=one, size=640, most=1, where="here"
+        )
         assert out["boxes"].max() == 640
 
 
@@ -110,13 +113,14 @@ def test_the_greatest_objects_are_kept_in_their_order():
         area=area,
         size=8,
         most=3,
+        where="here",
     )
     assert out["label"].tolist() == [1, 2, 3]  # of the two of equal size the first
     assert out["crowd"].tolist() == [False, False, True]
     assert out["area"].tolist() == [25, 9, 16]
     for name, values in annotated.empty("boxes", 8, most=3).items():
         assert (values.shape, values.dtype) == (out[name].shape, out[name].dtype), name
-        assert name == "scale" or not values.any()
+        assert name in ("scale", "inside") or not values.any()
 
 
 def test_masks():
@@ -208,5 +212,7 @@ def test_assemble_needs_images():
         def __len__(self):
             return 0
 
-    with pytest.raises(InputError, match="s, split 'train': has no images: give at least one"):
+    with pytest.raises(
+        InputError, match="s: has 0 images to train on and 0 to test on: give at least one for each, so two in all"
+    ):
         annotated.assemble("s", (Nothing(), Nothing()), ("a", "b"), "")

@@ -119,6 +119,14 @@ def test_maps(tmp_path):
         np.testing.assert_array_equal(found, expected[i], err_msg=str(i))
 
 
+@pytest.mark.parametrize("bbox", [{}, {"bbox": [0, 0, 0, 0]}, {"bbox": [50, 50, 3, 3]}])
+def test_a_map_needs_no_box_where_there_is_a_shape(tmp_path, bbox):
+    shape = {"segmentation": [[2, 3, 6, 3, 6, 8, 2, 8]]}
+    some = [{"id": i, "image_id": i, "category_id": 7} | shape | bbox for i in range(1, 6)]
+    found = row_of(data.load_annotated(make(tmp_path, some), "map", image_size=20), 1)["map"]
+    assert (found[:10] == 2).sum() == 4 * 5
+
+
 def test_run_lengths_by_hand():
     # The published example of COCO's packing: 6, 1, 40, 4, 5, 4, 5, 4, 21 of 9×10 pixels.
     counts = [6, 1, 40, 4, 5, 4, 5, 4, 21]
@@ -202,14 +210,14 @@ def test_splits_of_files_beside_each_other(tmp_path):
 def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(annotated, "MOST", 2)
     wide = [annotation(i, bbox=(0, 0, i, 1), category_id=(3, 7)[i % 2]) for i in (1, 4, 3)]
-    flat = [annotation(8, bbox=(2, 3, 4, 0)), annotation(9, bbox=(2, 3, 0, 4))]  # COCO's own train2017 has two
+    flat = [annotation(8, bbox=(2, 3, 4, 0)), annotation(9, bbox=(15, 3, 1e-7, 4))]  # COCO's own train2017 has two
     path = make(tmp_path, [*wide, *flat])
     one = row_of(data.load_annotated(path, "boxes", image_size=20), 1)
     assert one["boxes"][:, 2].tolist() == [4, 3]  # the greatest, in their order
     assert one["label"].tolist() == [0, 1]
     said = capsys.readouterr().out
-    assert "1 images have more than 2 objects: the 1 smallest are left out" in said
-    assert "2 annotations have a box without width or height, and are left out" in said
+    left_out = "2 of 5 objects have no width or no height, and are left out; has 3 objects: the 1 smallest are left out"
+    assert said.count(f"images/1.png: {left_out}") == 1
     assert row_of(data.load_annotated(path, "map", image_size=20), 1)["map"][0].tolist() == [2, 2, 2, 1] + [0] * 16
     assert "objects" not in capsys.readouterr().out  # a map holds all
 
@@ -239,7 +247,30 @@ def test_a_large_set_is_a_stream(tmp_path, monkeypatch):
         ([annotation(5, bbox=(float("nan"), 4, 2, 2))], {}, r"bbox is \[nan, 4, 2, 2\], expected"),
         ([annotation(5, bbox=("4", 4, 2, 2))], {}, "expected"),
         ([annotation(5, area=None)], {}, "annotation 5: area is None, expected a number of pixels"),
-        ([{"id": 5, "image_id": 1, "category_id": 3}], {}, "an image, category or annotation has no 'bbox'"),
+        ([{"id": 5, "image_id": 1, "category_id": 3}], {}, r"annotation 5: bbox is None, expected \[x"),
+        ([annotation(1), {"id": 5, "image_id": 1}], {}, "entry 1 of annotations, counted from 0, has no 'category_id'"),
+        ([], {"images": [{"id": 1}]}, "entry 0 of images, counted from 0, has no 'file_name'"),
+        ([], {"categories": [{"id": i, "name": "a"} for i in (3, 8)]}, "categories with the ids 3 and 8 are both a"),
+        (
+            [],
+            {"images": [{"id": i, "file_name": "1.png", "height": 10, "width": 20} for i in (4, 2)]},
+            r"images with the ids 2 and 4 are both .*1.png: make them one",
+        ),
+        ([annotation(5, iscrowd="0")], {}, "annotation 5: iscrowd is '0', expected 0 or 1"),
+        ([annotation(5, bbox=(10**400, 4, 2, 2))], {}, r"annotation 5: bbox is .*, expected \[x"),
+        ([annotation(5, area=-(10**400))], {}, "annotation 5: area is"),
+        ([], {"images": [{"id": 1, "file_name": "1.png", "height": 1e999, "width": 1}]}, "of a wrong type"),
+        (
+            [],
+            {"images": [{"id": 1, "file_name": "1.png", "height": 10, "width": 20}]},
+            "set: has 1 images to train on and 0 to test on: give at least one for each, so two in all",
+        ),
+        ([], {}, "set: none of its 4 training images has an object that is not a crowd: give at least one"),
+        (
+            [annotation(i, image_id=i, iscrowd=1) for i in range(1, 6)],
+            {},
+            "none of its 4 training images has an object",
+        ),
         (["text"], {}, "annotations holds 'text', expected objects with an id"),
         (
             [],
@@ -248,7 +279,7 @@ def test_a_large_set_is_a_stream(tmp_path, monkeypatch):
         ),
         ([], {"images": [{"id": 1, "file_name": 3, "height": 1, "width": 1}]}, "a name is of a wrong type"),
         ([], {"categories": None}, "is not in COCO's form: it has no list 'categories'"),
-        ([], {"images": []}, "split 'train': has no images"),
+        ([], {"images": []}, "has 0 images to train on and 0 to test on"),
         (
             [],
             {"images": [{"id": 1, "file_name": "no.png", "height": 1, "width": 1}]},
@@ -274,7 +305,9 @@ def test_mistakes(tmp_path, annotations, changed, sentence):
         ([[1, 1, 2, 2, 3, 3, 4]], "a polygon is"),
         ([1, 1, 2, 1, 2, 2], "a polygon is 1, expected"),
         ({"size": [10, 20], "counts": [100, 99]}, r"annotation 5: run lengths cover 199 pixels .* is of 10×20"),
-        ({"size": [10, 20], "counts": [300, -100]}, "run lengths cover 200 pixels"),
+        ({"size": [10, 20], "counts": [300, -100]}, "the run lengths are damaged"),
+        ({"size": [10, 20], "counts": [10**30, 1]}, "the run lengths are damaged"),
+        ({"size": [10, 20], "counts": "o" * 30 + "0"}, "the run lengths are damaged"),
         ({"size": [20, 10], "counts": [0, 200]}, r"of size \[20, 10\], and the image is of 10×20"),
         ({"size": [10, 20], "counts": "61X1Q"}, "annotation 5: the run lengths are damaged"),
         ({"size": [10, 20]}, "the run lengths are damaged"),
@@ -283,7 +316,9 @@ def test_mistakes(tmp_path, annotations, changed, sentence):
 def test_segmentations_that_cannot_be_are_found_before_anything_is_decoded(
     tmp_path, monkeypatch, segmentation, sentence
 ):
-    path = make(tmp_path, [annotation(5, segmentation=segmentation)])
+    path = make(
+        tmp_path, [annotation(5, segmentation=segmentation), *(annotation(i, image_id=i) for i in (1, 2, 3, 4))]
+    )
     data.load_annotated(path, "boxes", image_size=20)  # which has no use for them
     monkeypatch.setattr(annotated, "decode", None)
     with pytest.raises(InputError, match=sentence):
@@ -291,7 +326,11 @@ def test_segmentations_that_cannot_be_are_found_before_anything_is_decoded(
 
 
 def test_more_categories_than_a_map_holds(tmp_path):
-    path = make(tmp_path, [], categories=[{"id": i, "name": str(i)} for i in range(255)])
+    path = make(
+        tmp_path,
+        [annotation(i, image_id=i) for i in (1, 2)],
+        categories=[{"id": i, "name": str(i)} for i in range(255)],
+    )
     assert data.load_annotated(path, "boxes", image_size=20).num_classes == 255
     with pytest.raises(InputError, match="has 255 categories: a map holds 254"):
         data.load_annotated(path, "map", image_size=20)
@@ -303,3 +342,6 @@ def test_files_that_are_not_json(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(InputError, match=r"bad.json is no JSON file"):
         data.load_annotated(tmp_path / "bad.json", "boxes")
+    (tmp_path / "deep.json").write_text("[" * 10**5)
+    with pytest.raises(InputError, match=r"deep.json is not in COCO's form: its lists lie too deep"):
+        data.load_annotated(tmp_path / "deep.json", "boxes")

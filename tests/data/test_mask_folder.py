@@ -15,11 +15,11 @@ def save(path, pixels):
 
 
 def pair(folder, i, mask=None, size=(6, 9), extension="png"):
-    """Image i, of grey 10·i, and its mask: 0 and below it 2, with pixels that count nowhere at the left."""
+    """Image i, of grey 10·i, and its mask: 0, below it 2, 1 at the right, and pixels that count nowhere at the left."""
     save(folder / "images" / f"{i}.{extension}", np.full((*size, 3), 10 * i))
     if mask is None:
         mask = np.zeros(size)
-        mask[size[0] // 2 :], mask[:, 0] = 2, 255
+        mask[size[0] // 2 :], mask[:, -1], mask[:, 0] = 2, 1, 255
     save(folder / "masks" / f"{i}.png", mask)
 
 
@@ -32,7 +32,7 @@ def test_round_trip(tmp_path):
     assert d.class_names == ("0", "1", "2")
     assert (d.size("train"), d.size("test")) == (8, 2)
     expected = np.zeros((18, 18))
-    expected[6:12], expected[:, :2], expected[12:] = 2, 255, 255
+    expected[6:12], expected[:, 16:], expected[:, :2], expected[12:] = 2, 1, 255, 255
     for part in (d.train, d.test):
         assert part["map"].dtype == np.uint8
         np.testing.assert_array_equal(part["map"], np.broadcast_to(expected, part["map"].shape))
@@ -100,6 +100,15 @@ def classes(*names):
         (lambda f: save(f / "masks" / "1.png", np.zeros((6, 9, 3))), "1.png: the mask is a PNG of mode RGB"),
         (lambda f: (f / "masks" / "1.png").write_bytes(b"no"), "1.png: corrupt image"),
         (lambda f: (f / "images" / "1.png").write_bytes(b"no"), "images.1.png: corrupt image"),
+        (classes("a", "b", "a"), "classes.txt names two classes 'a': give each a name of its own"),
+        (
+            lambda f: (f / "classes.txt").write_bytes("a\nMüll".encode("latin-1")),
+            "classes.txt is not in UTF-8: save it",
+        ),
+        (
+            lambda f: [save(f / "masks" / f"{i}.png", np.indices((6, 9))[0] * 5) for i in range(3)],
+            r"its masks hold 6 values with gaps, 0, 5, 10, 15, 20, 25: number the classes .* or name all 26 in",
+        ),
         (classes("a", "b"), r"the mask has the values \[2\]: classes are 0 to 1, and 255 is for pixels"),
         (classes("a"), "classes.txt names 1 classes: segmentation needs 2 to 255"),
     ],
@@ -112,9 +121,21 @@ def test_mistakes(tmp_path, spoil, sentence):
         data.load_annotated(tmp_path, "map", image_size=9)
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_a_name(tmp_path):
+    for i in range(3):
+        pair(tmp_path, i)
+    (tmp_path / "classes.txt").write_text("Müll\nb\nc", encoding="utf-8-sig")
+    assert data.load_annotated(tmp_path, "map", image_size=9).class_names == ("Müll", "b", "c")
+
+
 def test_masks_of_black_and_white(tmp_path):
     for i in range(3):
         pair(tmp_path, i, np.indices((6, 9))[0] % 2 * 255)
+    (tmp_path / "classes.txt").write_text("ground\nobject")
+    said = r"its training maps hold the values \[0\] alone, beside 255, which says that a pixel counts nowhere"
+    with pytest.raises(InputError, match=said):
+        data.load_annotated(tmp_path, "map", image_size=9)
+    (tmp_path / "classes.txt").unlink()
     with pytest.raises(InputError, match=r"its masks hold the values \[0\], beside 255, which counts nowhere"):
         data.load_annotated(tmp_path, "map", image_size=9)
 

@@ -115,6 +115,17 @@ def test_scale_brings_boxes_back_to_the_original_image():
     assert (np.isnan(a["ap_medium"]), np.isnan(b["ap_medium"])) == (True, False)  # 31×30 is small, 62×60 is not
 
 
+def test_what_is_found_ends_where_the_picture_does():
+    """A wide picture in a square: a box that stands over into the ground below it is cut off before it is measured."""
+    truth = batch() | {"inside": np.array([[32, 16]] * 2, np.float32)}
+    out = outputs(np.random.default_rng(5))
+    measured, predicted = MEASURE(out, truth)["predicted"], PREDICT(out)
+    low = np.asarray(predicted["boxes"])
+    assert low[..., 3].max() > 16
+    np.testing.assert_array_equal(measured["boxes"], np.minimum(low, [32, 16, 32, 16]))
+    np.testing.assert_array_equal(MEASURE(out, batch())["predicted"]["boxes"], low)
+
+
 def test_masked_rows_count_nowhere():
     truth, rng = batch(), np.random.default_rng(3)
     out = outputs(rng)
