@@ -1,11 +1,14 @@
 """What is explained of a run: images, and of each one number of the network's outputs.
 
 Of a classifier the score of a class; of a detector that of the box it is surest of; of a segmenter that of the surest
-pixel of the class that covers most.
+pixel of the class that covers most. Where the object truly is comes from the data set: of a detector the true box of
+that class which the found one overlaps by at least a half, zeros where there is none; of a segmenter the true pixels of
+that class.
 """
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,8 +32,8 @@ class Explained(NamedTuple):
     score: analysis.Score  # of a logit
     judged: analysis.Score  # the same as a probability
     titles: list[str]
-    boxes: np.ndarray | None  # f32[N,4], where it is known where the object is
     what: str  # in words
+    objects: np.ndarray | None = None  # where they truly are, of the data set: f32[N,4] boxes or bool[N,H,W]; see below
 
     @property
     def images(self) -> jax.Array:
@@ -58,58 +61,68 @@ def load(config, few: int) -> Explained:
         about, variables = load_run(config.run)
         model = models.create(about["model"], **about["options"])
     if pictures:
-        raw, labels = np.stack([read_picture(path, about)[0] for path in pictures]), None
+        raw, truth = np.stack([read_picture(path, about)[0] for path in pictures]), {}
     else:
-        raw, labels = _test_images(config.run, about["task"], few)
+        dataset = dataset_of(config.run, about["task"])
+        truth = dataset.rows("test", np.arange(min(few, dataset.size("test"))))
+        raw = truth.pop("image")
     of_task = {"classify": _classes, "detect": _boxes, "segment": _pixels}[about["task"]]
-    found = of_task(about, model, variables, raw, labels)
-    score = found.score.for_images(found.images)
-    return found._replace(score=score, judged=found.judged.for_images(found.images))
+    images = normalised(raw, about)
+    outputs = jax.jit(model.apply)(variables, images)
+    rows, score, titles, what, objects = of_task(about, model, variables, images, outputs, truth)
+    scores = [score(probability=p).for_images(images[rows]) for p in (False, True)]
+    return Explained(about, model, variables, raw[rows], *scores, titles, what, objects)
 
 
-def _test_images(run: Path, task: str, few: int) -> tuple[np.ndarray, np.ndarray | None]:
+def dataset_of(run: Path, task: str) -> data.Dataset:
+    """The data set of a run; of scenes the test split alone is whole."""
     settings = json.loads((run / "config.json").read_text())["settings"]
     where = {"data_dir": settings["data_dir"] and Path(settings["data_dir"]), "image_size": settings["image_size"]}
     if task == "classify":
-        dataset = data.load(settings["dataset"], **where)
-    else:
-        dataset = data.load_annotated(
-            settings["dataset"], {"detect": "boxes", "segment": "map"}[task], scenes=1, **where
-        )
-    rows = np.arange(min(few, dataset.size("test")))
-    return dataset.images("test", rows), dataset.labels("test")[rows] if task == "classify" else None
+        return data.load(settings["dataset"], **where)
+    return data.load_annotated(settings["dataset"], {"detect": "boxes", "segment": "map"}[task], scenes=1, **where)
 
 
-def _classes(about, model, variables, raw, labels) -> Explained:
-    said = np.asarray(jax.jit(model.apply)(variables, normalised(raw, about))).argmax(-1)
-    labels = said if labels is None else labels
-    names = about["class_names"]
+# Of each task: the rows of the images in which there is something to explain, its score, titles, what it is in words,
+# and where it truly is.
+
+
+def _classes(about, model, variables, images, outputs, truth):
+    said = np.asarray(outputs).argmax(-1)
+    labels, names = truth.get("label", said), about["class_names"]
     titles = [f"{names[label]}\n→ {names[answer]}" for label, answer in zip(labels, said, strict=True)]
-    score, judged = (analysis.class_score(model, variables, labels, probability=p) for p in (False, True))
-    what = "the class that each image has, or is taken for"
-    return Explained(about, model, variables, raw, score, judged, titles, None, what)
+    score = partial(analysis.class_score, model, variables, labels)
+    return np.arange(len(images)), score, titles, "the class that each image has, or is taken for", None
 
 
-def _boxes(about, model, variables, raw, labels) -> Explained:
-    task = tasks.detect(len(about["class_names"]), strides=model.strides)
-    found = jax.jit(lambda images: task.predict(model.apply(variables, images)))(normalised(raw, about))
+def _boxes(about, model, variables, images, outputs, truth):
+    found = jax.device_get(tasks.detect(len(about["class_names"]), strides=model.strides).predict(outputs))
     scores = np.where(found["objects"], found["scores"], -1)
     best, rows = scores.argmax(1), np.flatnonzero(scores.max(1) > 0)
     if not len(rows):
         raise InputError("the detector finds nothing in these images: give others, or train it for longer")
-    boxes, labels = (np.asarray(found[name])[rows, best[rows]] for name in ("boxes", "label"))
-    raw = raw[rows]
-    score, judged = (
-        analysis.box_score(model, variables, normalised(raw, about), boxes, labels, probability=p)
-        for p in (False, True)
-    )
-    titles = [about["class_names"][label] for label in labels]
+    boxes, labels = (found[name][rows, best[rows]] for name in ("boxes", "label"))
+    score = partial(analysis.box_score, model, variables, images[rows], boxes, labels)
+    objects = true_boxes(boxes, labels, {name: values[rows] for name, values in truth.items()}) if truth else None
     what = "the class of the box of which the detector is surest"
-    return Explained(about, model, variables, raw, score, judged, titles, boxes, what)
+    return rows, score, [about["class_names"][label] for label in labels], what, objects
 
 
-def _pixels(about, model, variables, raw, labels) -> Explained:
-    outputs = jax.jit(model.apply)(variables, normalised(raw, about))
+def true_boxes(boxes: np.ndarray, labels: np.ndarray, truth: dict[str, np.ndarray]) -> np.ndarray:
+    """Of each image the object of that class whose box fits a found one best, f32[N,4]; zeros below an IoU of a half.
+
+    Args:
+        boxes, labels: f32[N,4], i32[N], one of each image.
+        truth: `boxes` f32[N,M,4], `label` i32[N,M], `objects` bool[N,M], as data sets have them.
+    """
+    fit = np.where(
+        truth["objects"] & (truth["label"] == labels[:, None]), tasks.boxes.iou(truth["boxes"], boxes[:, None]), 0
+    )
+    best = np.take_along_axis(truth["boxes"], fit.argmax(1)[:, None, None], 1)[:, 0]
+    return np.where(fit.max(1, keepdims=True) >= 0.5, best, 0)
+
+
+def _pixels(about, model, variables, images, outputs, truth):
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs
     p = np.array(jax.nn.softmax(logits))
     classes = p.argmax(-1)
@@ -120,7 +133,8 @@ def _pixels(about, model, variables, raw, labels) -> Explained:
     labels = 1 + counts[rows].argmax(1)
     sure = np.stack([np.where(classes[row] == c, p[row, ..., c], 0) for row, c in zip(rows, labels, strict=True)])
     pixels = np.stack(np.unravel_index(sure.reshape(len(rows), -1).argmax(1), sure.shape[1:]), axis=1)
-    score, judged = (analysis.pixel_score(model, variables, pixels, labels, probability=p) for p in (False, True))
+    score = partial(analysis.pixel_score, model, variables, pixels, labels)
     titles = [f"{about['class_names'][c]}\nat row {y}, column {x}" for c, (y, x) in zip(labels, pixels, strict=True)]
     what = "the class of one pixel, the surest of the class that covers most of the image, the ground apart"
-    return Explained(about, model, variables, raw[rows], score, judged, titles, None, what)
+    objects = truth["map"][rows] == labels[:, None, None] if truth else None
+    return rows, score, titles, what, objects

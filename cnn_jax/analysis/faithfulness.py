@@ -3,9 +3,10 @@
     maps = attribution.gradient(score, images)
     area = faithfulness.deletion(score, images, maps).area
 
-Maps are f32[N,H,W,C] or f32[N,H,W]. Where a measure needs one number for a pixel, those of its channels are added;
-where it needs one for each channel, a pixel's counts as spread evenly over them. A method is a function of a key, a
-score and images that gives maps. `report_card` brings all together. Scores and images are those of `attribution`.
+Maps are f32[N,H,W,C] or f32[N,H,W]. Where a measure needs one number for a pixel, those of its channels are added, with
+their signs; where it needs one for each channel, a pixel's counts as spread evenly over them. A map that is the same
+everywhere is blank: it says nothing, and what cannot be measured of it is NaN. A method is a function of a key, a score
+and images that gives maps. `report_card` brings all together. Scores and images are those of `attribution`.
 """
 
 from collections.abc import Callable
@@ -167,8 +168,8 @@ def max_sensitivity(
 ) -> jax.Array:
     """The greatest change of a map under changes of the image by up to `radius`, in parts of the map: f32[N].
 
-    The length of the difference over that of the map, both as vectors, for uniform noise. The method has the same key
-    for all, so that its own chance counts for nothing.
+    The length of the difference over that of the map, both as vectors, for uniform noise; NaN for a blank map. The
+    method has the same key for all, so that its own chance counts for nothing.
 
     Args:
         radius: in units of the images.
@@ -183,7 +184,7 @@ def max_sensitivity(
     for sample in range(samples):
         noise = jax.random.uniform(jax.random.fold_in(of_noise, sample), images.shape, minval=-radius, maxval=radius)
         most = jnp.maximum(most, _lengths(method(of_method, score, images + noise) - maps))
-    return most / jnp.where(length > 0, length, 1)
+    return jnp.where(blank(maps), jnp.nan, most / jnp.where(length > 0, length, 1))
 
 
 class Cascade(NamedTuple):
@@ -192,21 +193,25 @@ class Cascade(NamedTuple):
     modules: tuple[str, ...]
     """The network's, from the last to the first; a row is of all up to this one drawn anew."""
     similarity: jax.Array
-    """f32[modules,N], the rank correlation with the map of the network as it is."""
+    """f32[draws,modules,N], the rank correlation with the map of the network as it is; NaN where either is blank."""
 
 
-def cascade(key: jax.Array, method: Method, score: Score, images: Any) -> Cascade:
+def cascade(key: jax.Array, method: Method, score: Score, images: Any, *, draws: int = 1) -> Cascade:
     """The cascading randomisation check: a map that stays as it is when the network forgets does not explain it.
 
     The network's modules are drawn anew from the last to the first by `model.init`, with the statistics of their norms.
     A ResNet starts its blocks as the identity, unless it is one of `zero_init=False`. Correlations are Spearman's, over
-    all numbers of the maps; 0 where a map is the same everywhere. The method has the same key for all.
+    all numbers of the maps. The method has the same key for all.
+
+    Args:
+        draws: how often all modules are drawn, for an interval: one draw says little of another.
 
     Source: Adebayo et al. 2018, "Sanity checks for saliency maps", section 3.1.
 
     Raises:
-        InputError: the score is not a `Score`.
+        InputError: the score is not a `Score`, or `draws` below 1.
     """
+    at_least_one(draws=draws)
     if not isinstance(score, Score):
         raise InputError("to draw a network anew give a Score, such as class_score(model, variables, labels)")
     images = check_images(images)
@@ -218,26 +223,27 @@ def cascade(key: jax.Array, method: Method, score: Score, images: Any) -> Cascad
         order[:] = drawn["params"]  # in which they are made; jit sorts them
         return drawn
 
-    # It runs once: not worth optimising.
+    # It hardly ever runs: not worth optimising.
     image = jnp.asarray(images[:1])
-    program = jax.jit(init).lower(of_network, image)
-    drawn = program.compile({"xla_backend_optimization_level": "0"})(of_network, image)
+    program = jax.jit(init).lower(of_network, image).compile({"xla_backend_optimization_level": "0"})
     maps = method(of_method, score, images)
-    variables, similarity = dict(score.variables), []
-    for module in reversed(order):
-        for kind, of_kind in drawn.items():
-            if module in of_kind:
-                variables[kind] = {**variables[kind], module: of_kind[module]}
-        found = method(of_method, replace(score, variables=dict(variables)), images)
-        similarity.append(rank_correlation(maps, found))
-    return Cascade(tuple(reversed(order)), jnp.stack(similarity))
+    similarity = []
+    for key in jax.random.split(of_network, draws):
+        drawn, variables = program(key, image), dict(score.variables)
+        for module in reversed(order):
+            for kind, of_kind in drawn.items():
+                if module in of_kind:
+                    variables[kind] = {**variables[kind], module: of_kind[module]}
+            found = method(of_method, replace(score, variables=dict(variables)), images)
+            similarity.append(rank_correlation(maps, found))
+    return Cascade(tuple(reversed(order)), jnp.stack(similarity).reshape(draws, len(order), -1))
 
 
 @jax.jit
 def rank_correlation(a: jax.Array, b: jax.Array) -> jax.Array:
     """Spearman's correlation of maps of the same shape [N,…], equal values with the mean of their ranks: f32[N].
 
-    0 where one of them is the same everywhere.
+    NaN where one of them is the same everywhere.
     """
 
     def ranks(row):
@@ -249,15 +255,24 @@ def rank_correlation(a: jax.Array, b: jax.Array) -> jax.Array:
 
     a, b = (jax.lax.map(ranks, x.reshape(len(x), -1)) for x in (a, b))
     lengths = jnp.sqrt(jnp.square(a).sum(1) * jnp.square(b).sum(1))
-    return jnp.where(lengths > 0, (a * b).sum(1) / jnp.where(lengths > 0, lengths, 1), 0)
+    return jnp.where(lengths > 0, (a * b).sum(1) / jnp.where(lengths > 0, lengths, 1), jnp.nan)
 
 
-def pointing_game(maps: Any, boxes: Any, *, tolerance: float = 0.0) -> np.ndarray:
-    """Whether the greatest value of a map lies in one of the boxes: bool[N].
+def blank(maps: Any) -> jax.Array:
+    """Whether a map is the same everywhere: bool[N]."""
+    flat = maps.reshape(len(maps), -1)
+    return flat.max(1) == flat.min(1)
+
+
+def pointing_game(maps: Any, objects: Any, *, tolerance: float = 0.0) -> np.ndarray:
+    """Whether the greatest value of a map lies on the object: f32[N], 1 or 0; NaN where no object is known.
+
+    A blank map points nowhere, which is 0.
 
     Args:
         maps: f32[N,H,W] or f32[N,H,W,C].
-        boxes: f32[N,M,4] or f32[N,4], left, top, right and bottom in pixels; a box without area is none.
+        objects: boxes f32[N,M,4] or f32[N,4], left, top, right and bottom in pixels, of which one without area is none;
+            or masks bool[N,H,W].
         tolerance: pixels around a box that count as in it; 15 in the paper, on photographs.
 
     Source: Zhang et al. 2018, "Top-down neural attention by excitation backprop", section 4.1.
@@ -265,17 +280,27 @@ def pointing_game(maps: Any, boxes: Any, *, tolerance: float = 0.0) -> np.ndarra
     Raises:
         InputError: shapes that do not fit.
     """
-    maps, boxes = np.asarray(maps), np.asarray(boxes, np.float32)
-    boxes = boxes[:, None] if boxes.ndim == 2 else boxes
-    if maps.ndim not in (3, 4) or boxes.ndim != 3 or boxes.shape[::2] != (len(maps), 4):
-        raise InputError(f"boxes have shape {boxes.shape} for maps {maps.shape}: expected (N, M, 4) or (N, 4)")
-    maps = _of_pixels(maps)
-    rows, columns = np.divmod(maps.reshape(len(maps), -1).argmax(1), maps.shape[2])
-    x, y = columns[:, None] + 0.5, rows[:, None] + 0.5
-    left, top, right, bottom = np.moveaxis(boxes, -1, 0)
-    across = (x > left - tolerance) & (x < right + tolerance)
-    down = (y > top - tolerance) & (y < bottom + tolerance)
-    return (across & down & (right > left) & (bottom > top)).any(1)
+    maps, objects = np.asarray(maps), np.asarray(objects)
+    boxes = objects[:, None] if objects.ndim == 2 else objects
+    masked = objects.dtype == bool
+    found, expected = (boxes.shape, maps.shape[:3]) if masked else (boxes.shape[::2], (len(maps), 4))
+    if maps.ndim not in (3, 4) or boxes.ndim != 3 or found != expected:
+        raise InputError(
+            f"objects are {objects.dtype}{list(objects.shape)} for maps {maps.shape}: expected boxes (N, M, 4) or "
+            "(N, 4), or masks bool (N, H, W)"
+        )
+    points = _of_pixels(maps)
+    rows, columns = np.divmod(points.reshape(len(points), -1).argmax(1), points.shape[2])
+    if masked:
+        known, hit = objects.any((1, 2)), objects[np.arange(len(maps)), rows, columns]
+    else:
+        x, y = columns[:, None] + 0.5, rows[:, None] + 0.5
+        left, top, right, bottom = np.moveaxis(boxes.astype(np.float32), -1, 0)
+        real = (right > left) & (bottom > top)
+        across = (x > left - tolerance) & (x < right + tolerance)
+        down = (y > top - tolerance) & (y < bottom + tolerance)
+        known, hit = real.any(1), (real & across & down).any(1)
+    return np.where(known, hit & ~np.asarray(blank(points)), np.nan).astype(np.float32)
 
 
 def _fitting(maps: Any, images: jax.Array) -> jax.Array:

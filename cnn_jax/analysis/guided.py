@@ -33,6 +33,11 @@ def guided(function: Callable) -> Callable:
     return changed
 
 
+def has_relu(function: Callable, *arguments: Any) -> bool:
+    """Whether there is a ReLU for `guided` in the function's program, for arguments of these shapes."""
+    return _has_relu(jax.make_jaxpr(function)(*arguments))
+
+
 @jax.custom_vjp
 def _relu(x: jax.Array) -> jax.Array:
     return jax.nn.relu(x)

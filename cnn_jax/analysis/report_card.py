@@ -26,13 +26,17 @@ MEASURES = {
     "insertion": "mean score while pixels come back to a blurred image, those of the greatest values first: "
     "high is good",
     "deletion": "mean score while pixels are covered, those of the greatest values first: low is good",
-    "max_sensitivity": "greatest change of the map under small changes of the image, in parts of the map: low is good",
+    "max_sensitivity": "greatest change of the map under small changes of the image, in parts of the map: low is good; "
+    "of maps that are not blank",
     "infidelity": "squared error of the map's sum over a square, at its best scale, as the fall of the score when the "
     "square is covered, in parts of the error of a map of zeros: low is good, 1 is nothing",
     "randomisation": "rank correlation with the map of the network whose modules are drawn anew, from the last to the "
-    "first, mean over these: near 0 is good, 1 is a map that knows nothing of the network",
-    "pointing": "how often the greatest value lies in a box of the object: high is good",
+    "first, mean over these: near 0 is good, 1 is a map that knows nothing of the network; of maps that are not blank, "
+    "before or after",
+    "blank": "how many maps are the same everywhere, which say nothing: low is good",
+    "pointing": "how often the greatest value lies on the object, where it is known from the data: high is good",
 }
+SHARES = ("blank", "pointing")  # whose values are 0 or 1
 
 
 def random_map(key: jax.Array, images: Any) -> jax.Array:
@@ -72,18 +76,25 @@ class Card(NamedTuple):
     measures: tuple[str, ...]
     """Keys of `MEASURES`."""
     values: np.ndarray
-    """f32[methods,measures,N], for each image."""
+    """f32[methods,measures,N], for each image; of randomisation the mean over draws. NaN where there is none."""
     mean: np.ndarray
-    """f64[methods,measures], over images."""
-    half: np.ndarray
-    """f64[methods,measures], half the width of the 95 % interval of the mean, by Student's t; NaN for one image."""
+    """f64[methods,measures], over the images that have a value."""
+    low: np.ndarray
+    """f64[methods,measures], where the 95 % interval of the mean begins: by Student's t over images, of randomisation
+    over draws of the network; of shares Wilson's, over images. NaN for a single image or draw."""
+    high: np.ndarray
+    """f64[methods,measures], where it ends."""
 
     def table(self) -> list[list[str]]:
-        """Rows of text with a header."""
-        rows = [["", *self.measures]]
-        for method, mean, half in zip(self.methods, self.mean, self.half, strict=True):
-            rows.append([method, *(f"{m:.3f} ± {h:.3f}" for m, h in zip(mean, half, strict=True))])
-        return rows
+        """Rows of text with a header: mean ± half the interval; of shares the mean, and the interval in brackets."""
+
+        def cell(measure, mean, low, high):
+            if measure in SHARES:
+                return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+            return f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ± {high - mean:.3f}"
+
+        numbers = zip(self.methods, self.mean, self.low, self.high, strict=True)
+        return [["", *self.measures], *([method, *map(cell, self.measures, *row)] for method, *row in numbers)]
 
 
 def report_card(
@@ -93,10 +104,11 @@ def report_card(
     methods: Mapping[str, Method],
     *,
     judged: Callable | None = None,
-    boxes: Any = None,
+    objects: Any = None,
     baseline: Any = 0.0,
     radius: float = 0.02,
     samples: int = 200,
+    draws: int = 5,
     batch_size: int = 64,
     progress: Callable[[str], None] = lambda method: None,
 ) -> Card:
@@ -108,18 +120,20 @@ def report_card(
         methods: {name: method}.
         judged: the score that insertion and deletion look at, such as the probability where a logit is explained; None
             for `score`.
-        boxes: of the objects, as for `pointing_game`; None leaves it out.
+        objects: as for `pointing_game`; None leaves it out.
         baseline: what says nothing, for completeness, deletion and infidelity.
         radius: of `max_sensitivity`, which takes 10 samples.
         samples: of `infidelity`.
+        draws: how often the network's modules are drawn anew, for an interval; of a large network that takes minutes.
         progress: called with the name of each method before it is measured; of a large network that takes minutes.
     """
     images = check_images(images)
     judged = score if judged is None else judged
     of_maps, of_squares, of_noise, of_networks = jax.random.split(key, 4)
     options = {"batch_size": batch_size}
-    rows = []
+    rows, intervals = [], []
     every = {**methods, **BASELINES}
+    measures = tuple(name for name in MEASURES if name != "pointing" or objects is not None)
     for name, method in every.items():
         progress(name)
         maps = method(of_maps, score, images)
@@ -133,10 +147,35 @@ def report_card(
             "infidelity": faithfulness.infidelity(
                 of_squares, score, images, maps, baseline=baseline, samples=samples, **options
             ).relative,
-            "randomisation": faithfulness.cascade(of_networks, method, score, images).similarity.mean(0),
+            "blank": faithfulness.blank(maps),
         }
-        if boxes is not None:
-            row["pointing"] = faithfulness.pointing_game(maps, boxes)
+        if objects is not None:
+            row["pointing"] = faithfulness.pointing_game(maps, objects)
+        drawn = _mean(faithfulness.cascade(of_networks, method, score, images, draws=draws).similarity, 1)
+        row = {measure: _mean(drawn, 0) if measure == "randomisation" else row[measure] for measure in measures}
         rows.append([np.asarray(values, np.float32) for values in row.values()])
-    found = np.array(rows)
-    return Card(tuple(every), tuple(row), found, *interval(found))
+        over = row | {"randomisation": _mean(drawn, 1)}
+        intervals.append([_interval(np.asarray(values), measure in SHARES) for measure, values in over.items()])
+    return Card(tuple(every), measures, np.array(rows), *np.moveaxis(np.array(intervals), -1, 0))
+
+
+def _mean(values: Any, axis: int) -> np.ndarray:
+    """Of those that are numbers; NaN where there are none."""
+    values = np.asarray(values)
+    known = np.isfinite(values)
+    count = known.sum(axis)
+    return np.where(count > 0, np.where(known, values, 0).sum(axis) / np.maximum(count, 1), np.nan)
+
+
+def _interval(values: np.ndarray, is_share: bool) -> tuple[float, float, float]:
+    """(mean, low, high) of the values that are numbers."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.nan, np.nan, np.nan
+    if is_share:
+        from scipy.stats import binomtest
+
+        found = binomtest(int(values.sum()), len(values)).proportion_ci(0.95, method="wilson")
+        return values.mean(), found.low, found.high
+    mean, half = interval(values)
+    return mean, mean - half, mean + half

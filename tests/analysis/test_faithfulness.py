@@ -131,8 +131,20 @@ def test_max_sensitivity(key):
     lengths = np.asarray(found) * np.sqrt((images**2).sum((1, 2, 3)))
     assert (lengths > 1.34).all()
     assert (lengths < 1.8).all()
-    for method in (lambda key, score, images: jnp.ones(images.shape), BASELINES["random map"], gradient):
+    for method in (BASELINES["random map"], gradient):
         np.testing.assert_array_equal(faithfulness.max_sensitivity(key, method, LINEAR, IMAGES, samples=2), 0)
+
+
+def test_blank_maps_are_not_measured(key):
+    """A map of ones does not change with the image, nor one of zeros with the network; that is no merit."""
+
+    def ones(key, score, images):
+        return jnp.ones(images.shape[:3])
+
+    assert np.isnan(faithfulness.max_sensitivity(key, ones, LINEAR, IMAGES, samples=1)).all()
+    assert np.isnan(faithfulness.cascade(key, ones, SCORE, IMAGES).similarity).all()
+    corner = np.array([[[0, 0, 1, 1]]] * 3, np.float32)
+    np.testing.assert_array_equal(faithfulness.pointing_game(np.ones((3, 6, 5)), corner), 0)
 
 
 def test_cascade_goes_from_the_last_module_to_the_first(key):
@@ -146,14 +158,20 @@ def test_cascade_goes_from_the_last_module_to_the_first(key):
     found = faithfulness.cascade(key, method, SCORE, IMAGES)
     assert found.modules == ("head", "between", "first")
     assert kept == [{"head", "between", "first"}, {"between", "first"}, {"first"}, set()]
-    np.testing.assert_allclose(found.similarity, [[1] * 3, [1] * 3, [-1] * 3], atol=1e-6)
+    np.testing.assert_allclose(found.similarity, [[[1] * 3, [1] * 3, [-1] * 3]], atol=1e-6)
+    kept.clear()
+    found = faithfulness.cascade(key, method, SCORE, IMAGES, draws=2)
+    np.testing.assert_allclose(found.similarity, [[[1] * 3, [1] * 3, [-1] * 3]] * 2, atol=1e-6)
+    assert kept[1:4] == kept[4:]  # each begins with the network as it is
+    several = faithfulness.cascade(key, gradient, SCORE, IMAGES, draws=2).similarity
+    assert not np.allclose(several[0], several[1])
 
 
 def test_rank_correlation_is_scipys():
     a, b = np.round(random(4, 5, 6), 1), np.round(random(4, 5, 6, seed=1), 1)  # with many equal values
     b[1] = -a[1]
     a[2] = 1  # the same everywhere: SciPy has NaN
-    expected = [stats.spearmanr(a[i].ravel(), b[i].ravel()).statistic if i != 2 else 0 for i in range(4)]
+    expected = [stats.spearmanr(a[i].ravel(), b[i].ravel()).statistic if i != 2 else np.nan for i in range(4)]
     np.testing.assert_allclose(faithfulness.rank_correlation(a, b), expected, atol=1e-6)
     zeros = np.array([[0.0, -0.0, 1.0]])
     np.testing.assert_allclose(faithfulness.rank_correlation(zeros, np.abs(zeros)), 1, atol=1e-6)
@@ -163,11 +181,15 @@ def test_pointing_game():
     maps = np.zeros((4, 8, 10), np.float32)
     maps[:, 2, 7] = 1  # the pixel around x 7.5, y 2.5
     boxes = np.array([[[7, 2, 8, 3]], [[8, 2, 9, 3]], [[0, 0, 0, 0]], [[0, 3, 9, 7]]], np.float32)
-    np.testing.assert_array_equal(faithfulness.pointing_game(maps, boxes), [True, False, False, False])
-    np.testing.assert_array_equal(faithfulness.pointing_game(maps, boxes, tolerance=1), [True, True, False, True])
+    nan = np.nan  # where no object is known
+    np.testing.assert_array_equal(faithfulness.pointing_game(maps, boxes), [1, 0, nan, 0])
+    np.testing.assert_array_equal(faithfulness.pointing_game(maps, boxes, tolerance=1), [1, 1, nan, 1])
     both = np.concatenate([boxes, boxes[[0, 2, 2, 0]]], axis=1)
-    np.testing.assert_array_equal(faithfulness.pointing_game(maps[..., None], both), [True, False, False, True])
-    np.testing.assert_array_equal(faithfulness.pointing_game(maps, boxes[:, 0]), [True, False, False, False])
+    np.testing.assert_array_equal(faithfulness.pointing_game(maps[..., None], both), [1, 0, nan, 1])
+    np.testing.assert_array_equal(faithfulness.pointing_game(maps, boxes[:, 0]), [1, 0, nan, 0])
+    masks = np.zeros((4, 8, 10), bool)
+    masks[[0, 1, 3], [2, 2, 3], [7, 8, 7]] = True
+    np.testing.assert_array_equal(faithfulness.pointing_game(maps, masks), [1, 0, nan, 0])
 
 
 def test_edges_are_sobels():
@@ -181,21 +203,31 @@ def test_edges_are_sobels():
 def test_report_card(key):
     methods = {
         "gradient × input": lambda key, score, images: attribution.gradient_times_input(score, images),
-        "gradient": gradient,
+        "some": lambda key, score, images: gradient(key, score, images) * np.array([1, 0, 1])[:, None, None, None],
+        "none": lambda key, score, images: jnp.ones(images.shape[:3]),
     }
     judged = class_score(NET, SCORE.variables, [2, 0, 1], probability=True)
     boxes = np.tile([[0.0, 0, 5, 6]], (3, 1))
     said = []
-    card = report_card(key, SCORE, IMAGES, methods, judged=judged, boxes=boxes, samples=20, progress=said.append)
-    assert card.methods == tuple(said) == ("gradient × input", "gradient", "random map", "edges")
+    card = report_card(
+        key, SCORE, IMAGES, methods, judged=judged, objects=boxes, samples=20, draws=3, progress=said.append
+    )
+    assert card.methods == tuple(said) == (*methods, "random map", "edges")
     assert card.measures == tuple(MEASURES)
-    assert card.values.shape == (4, 7, 3)
-    assert np.isfinite(card.values).all()
+    assert card.values.shape == (5, 8, 3)
+    whole = [0, 3, 4]  # without the methods that are blank
+    assert np.isfinite(card.values[whole]).all()
     column = dict(zip(card.measures, np.moveaxis(card.values, 1, 0), strict=True))
+    mean, low, high = (dict(zip(card.measures, of.T, strict=True)) for of in (card.mean, card.low, card.high))
     # What knows nothing of the network stays as it is when that is drawn anew.
-    np.testing.assert_allclose(column["randomisation"][2:], 1, atol=1e-6)
-    assert (column["randomisation"][:2] < 0.9).all()
-    assert (column["pointing"] == 1).all()
+    np.testing.assert_allclose(column["randomisation"][3:], 1, atol=1e-6)
+    assert (column["randomisation"][0] < 0.9).all()
+    np.testing.assert_array_equal(column["blank"], [[0] * 3, [0, 1, 0], [1] * 3, [0] * 3, [0] * 3])
+    np.testing.assert_array_equal(column["pointing"], [[1] * 3, [1, 0, 1], [0] * 3, [1] * 3, [1] * 3])
+    for name in ("randomisation", "max_sensitivity"):
+        np.testing.assert_array_equal(np.isnan(column[name]), column["blank"] == 1)
+        np.testing.assert_allclose(mean[name][1], np.nanmean(column[name][1]), rtol=1e-5)
+        assert np.isnan([of[name][2] for of in (mean, low, high)]).all()
     assert (column["deletion"] > 0).all()
     assert (column["deletion"] < 1).all()
     maps = attribution.gradient_times_input(SCORE, IMAGES)
@@ -203,15 +235,34 @@ def test_report_card(key):
     expected = np.abs(total - difference) / (np.abs(total) + np.abs(difference))
     np.testing.assert_allclose(column["completeness"][0], expected, rtol=1e-4)
     np.testing.assert_allclose(column["insertion"][0], faithfulness.insertion(judged, IMAGES, maps).area, rtol=1e-4)
-    np.testing.assert_allclose(card.mean, card.values.mean(-1), rtol=1e-5)
-    of_insertion = card.measures.index("insertion")
-    low, high = stats.ttest_1samp(column["insertion"][0], 0).confidence_interval(0.95)
-    mean, half = card.mean[0, of_insertion], card.half[0, of_insertion]
-    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-4)
-    header, first, *_ = card.table()
+    np.testing.assert_allclose(card.mean[whole], card.values[whole].mean(-1), rtol=1e-5)
+    ends = stats.ttest_1samp(column["insertion"][0], 0).confidence_interval(0.95)
+    np.testing.assert_allclose([low["insertion"][0], high["insertion"][0]], ends, rtol=1e-4)
+    # Of a share Wilson's interval: 1 ± 0 would be the other one. Of 3 of 3 it begins at 3 / (3 + 1.96²).
+    np.testing.assert_allclose([low["pointing"][0], high["pointing"][0]], [3 / (3 + 1.959964**2), 1], rtol=1e-5)
+    header, first, second, *_ = card.table()
     assert header == ["", *MEASURES]
-    assert first[0] == "gradient × input"
-    assert first[1] == f"{card.mean[0, 0]:.3f} ± {card.half[0, 0]:.3f}"
+    assert first[:2] == [
+        "gradient × input",
+        f"{mean['completeness'][0]:.3f} ± {(high['completeness'] - mean['completeness'])[0]:.3f}",
+    ]
+    assert first[-1] == "1.000 [0.439, 1.000]"
+    assert second[-2] == "0.333 [0.061, 0.792]"
+
+
+def test_the_interval_of_randomisation_is_that_of_draws(key):
+    """A network is drawn for all images at once: they say little of another draw."""
+    split = jax.random.split(key, 4)[3]
+    found = faithfulness.cascade(split, gradient, SCORE, IMAGES, draws=4).similarity
+    card = report_card(key, SCORE, IMAGES, {"gradient": gradient}, samples=1, draws=4)
+    at = card.measures.index("randomisation")
+    of_images = np.nanmean(found, 1)  # under drawn weights some maps are blank
+    ends = stats.ttest_1samp(of_images.mean(1), 0).confidence_interval(0.95)
+    np.testing.assert_allclose([card.low[0, at], card.high[0, at]], ends, rtol=1e-4)
+    np.testing.assert_allclose(card.values[0, at], of_images.mean(0), rtol=1e-4)
+    one = report_card(key, SCORE, IMAGES, {}, samples=1, draws=1)
+    assert np.isnan(one.low[0, at])
+    assert one.table()[1][1 + at] == "1.000"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +273,9 @@ def test_report_card(key):
         ("samples is 0", lambda: faithfulness.infidelity(jax.random.key(0), LINEAR, IMAGES, IMAGES, samples=0)),
         ("start has shape (7,)", lambda: faithfulness.insertion(LINEAR, IMAGES, IMAGES, start=np.zeros(7))),
         ("give a Score, such as", lambda: faithfulness.cascade(jax.random.key(0), gradient, LINEAR, IMAGES)),
-        ("expected (N, M, 4) or (N, 4)", lambda: faithfulness.pointing_game(IMAGES, np.zeros((2, 4)))),
+        ("expected boxes (N, M, 4) or (N, 4)", lambda: faithfulness.pointing_game(IMAGES, np.zeros((2, 4)))),
+        ("masks bool (N, H, W)", lambda: faithfulness.pointing_game(IMAGES, np.zeros((3, 5, 6), bool))),
+        ("draws is 0", lambda: faithfulness.cascade(jax.random.key(0), gradient, SCORE, IMAGES, draws=0)),
     ],
 )
 def test_errors(message, call):

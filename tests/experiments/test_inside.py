@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import optax
 import pytest
 from commands import fails, succeeds
 
-from cnn_jax import models
-from experiments import classify, gradients, interpret, translation
+from cnn_jax import analysis, models
+from cnn_jax.errors import InputError
+from experiments import classify, explained, gradients, interpret, translation
+
+METHODS = ("gradient", "guided", "IG", "Smooth", "occlusion", "RISE", "Grad-CAM")
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +30,41 @@ def test_interpret(run, tmp_path):
     assert summary["edges_randomisation"] == pytest.approx(1)
     assert summary["edges_max_sensitivity"] > 0
     page = (tmp_path / "inside" / "report.html").read_text()
-    assert page.count("data:image/png") == 2
-    assert "measuring IG" in out
-    assert all(method in page for method in ("gradient", "IG", "Grad-CAM"))
+    assert page.count("data:image/png") == 4
+    for method in METHODS:
+        assert f"measuring {method}\n" in out
+        assert method in page
+        assert summary[f"{method}_blank"] == 0
+        assert 0 < summary[f"{method}_deletion"] < 1
+    assert summary["IG_completeness"] < summary["gradient_completeness"]
+    for words in ("linear probe", "2 draws of the weights", "8×8 pixels that a unit sees"):
+        assert words in page
+
+
+@pytest.mark.slow
+def test_interpret_without_relus(run, tmp_path, monkeypatch, undrawn):
+    """What cannot be is left out, and said; the rest is there."""
+    create, card = models.create, analysis.report_card
+    monkeypatch.setattr(models, "create", lambda name, **options: create(name, **options | {"activation": "gelu"}))
+    kept = []
+
+    def small_card(key, score, images, methods, **options):
+        kept.extend(methods)
+        return card(key, score, images, {}, **options)
+
+    monkeypatch.setattr(analysis, "report_card", small_card)
+    succeeds(interpret, run, "--tiny", "--out", tmp_path / "inside")
+    assert kept == [method for method in METHODS if method != "guided"]
+    page = (tmp_path / "inside" / "report.html").read_text()
+    assert "Guided back-propagation is left out: simple_cnn has no ReLUs." in page
+
+
+def test_the_stage_of_a_cam():
+    maps = {"conv1": (1, 28, 28, 32), "conv2": (1, 14, 14, 64), "logits": (1, 10)}
+    assert interpret.coarsest(maps) == "conv2"
+    assert interpret.coarsest({"down": (1, 4, 4, 8), "up": (1, 8, 8, 8), "logits": (1, 8, 8, 2)}) == "down"
+    with pytest.raises(InputError, match=r"no stage with places, .* only logits"):
+        interpret.coarsest({"logits": (1, 10)})
 
 
 @pytest.mark.slow
@@ -38,6 +74,10 @@ def test_interpret_refuses(run, tmp_path):
     )
     assert fails(interpret, tmp_path / "none").startswith("there is no run folder")
     assert fails(interpret, run, "--squares", "0", "--out", tmp_path / "a") == "--squares is 0: it must be 1 or more"
+    for flag in ("images", "steps", "masks", "draws"):
+        sentence = f"--{flag} is 0: it must be 1 or more"
+        assert fails(interpret, run, f"--{flag}", "0", "--out", tmp_path / "a") == sentence
+    assert not (tmp_path / "a").exists()
     assert fails(interpret, run, "--model", "simple_cnn").startswith("--model and --weights go together")
 
 
@@ -94,6 +134,18 @@ def test_looks_at_gradients(watched):
         assert abs(summary[f"mean_cosine_{step}"]) < 1
     page = (folder / "report.html").read_text()
     assert "Cosines between 4 examples, noise scale of 16, Hessian of the mean loss of 8" in page
+
+
+def test_the_true_boxes_of_what_a_detector_found():
+    """The best of its class, if it fits; a detector that is wrong of the place does not judge its own maps."""
+    truth = {
+        "boxes": np.array([[[0, 0, 10, 10], [2, 0, 12, 10], [1, 0, 11, 10]]] * 3, np.float32),
+        "label": np.array([[4, 4, 5]] * 3),
+        "objects": np.array([[True, True, True], [True, False, True], [True] * 3]),
+    }
+    found = np.array([[1.5, 0, 11.5, 10], [2, 0, 12, 10], [5.1, 0, 15, 10]], np.float32)
+    expected = [[2, 0, 12, 10], [0, 0, 10, 10], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(explained.true_boxes(found, np.array([4, 4, 5]), truth), expected)
 
 
 def test_they_refuse_counts_below_one():
