@@ -51,6 +51,8 @@ def main(config: Config) -> None:
     if not config.pictures:
         raise InputError("no picture given: name one image file or more after the run's folder")
     cli.at_least(config, top=1)
+    if config.threshold is not None and not 0 <= config.threshold <= 1:
+        raise InputError(f"--threshold is {config.threshold}: it must be from 0 to 1")
     if config.model:
         about, model, variables = load_published(config.model, config.weights, config.image_size)
     else:
@@ -87,8 +89,6 @@ def detect(config: Config, about: dict, model, variables) -> None:
 def score_threshold(config: Config) -> float:
     """That of --threshold, or else of the run's best F1."""
     if config.threshold is not None:
-        if not 0 <= config.threshold <= 1:
-            raise InputError(f"--threshold is {config.threshold}: it must be from 0 to 1")
         return config.threshold
     summary = config.run / "summary.json"
     try:

@@ -100,8 +100,6 @@ def test_a_drawing_that_cannot_be_written(tmp_path):
         (None, "damaged", r"summary\.json is damaged: say with --threshold"),
         (None, "[]", r"summary\.json is damaged: say with --threshold"),
         (None, '{"test_score_threshold": "high"}', r"summary\.json is damaged: say with --threshold"),
-        (float("nan"), None, "--threshold is nan: it must be from 0 to 1"),
-        (1.5, None, r"--threshold is 1\.5: it must be from 0 to 1"),
     ],
 )
 def test_how_sure_of_a_box_to_be(tmp_path, flag, summary, expected):
@@ -113,6 +111,12 @@ def test_how_sure_of_a_box_to_be(tmp_path, flag, summary, expected):
         return
     with pytest.raises(InputError, match=expected):
         predict.score_threshold(config)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), -0.1, 1.5])
+def test_how_sure_nobody_can_be(tmp_path, threshold):
+    with pytest.raises(InputError, match=f"--threshold is {threshold}: it must be from 0 to 1"):
+        predict.main(predict.Config(tmp_path, (tmp_path / "a.png",), threshold=threshold))
 
 
 @pytest.mark.parametrize("depth", ["uint8", "uint16", "int32", "float32"])
