@@ -123,9 +123,10 @@ def equivariance(
 
     ‖f(shifted x) - shifted f(x)‖ / ‖f(x)‖, where a map of h rows for an image of H is shifted by h/H of the shift.
     Where that is no whole number, it is the best of the whole ones next to it, for each image. So it is zero, but for
-    rounding, for circular padding and images that roll around: in stages of stride 1 under all shifts, in others under
-    shifts by multiples of their stride, and with adaptive polyphase sampling under all. Stages without places, [N,D],
-    are compared as they are: there it is the error of invariance.
+    rounding, for circular padding and images that roll around, whose sides are multiples of the stage's stride: in
+    stages of stride 1 under all shifts, in others under shifts by multiples of their stride, and with adaptive
+    polyphase sampling under all. Of other sides a stride leaves out the last rows. Stages without places, [N,D], are
+    compared as they are: there it is the error of invariance.
 
     Args:
         shifts: S times (down, right), in whole pixels.
@@ -260,7 +261,7 @@ class HeatMap(NamedTuple):
     probability: np.ndarray
     """f32[Y,X], the mean of what the true class is given."""
     kept: np.ndarray
-    """f32[Y,X], the share of the images that are taken for the same as without a shift."""
+    """f32[Y,X], the share of the images that are taken for the same as without a shift; 1 where there is none."""
     consistency: np.ndarray
     """f32[N], of each image, see `consistency`."""
 

@@ -77,10 +77,11 @@ def lines(
 
 @styled
 def heat_map(values: np.ndarray, reach: int):
-    """Per cent f[2·reach+1, 2·reach+1] of each shift, down and to the right."""
+    """A share f[2·reach+1, 2·reach+1] for each shift, down and to the right, in per cent and colours from 0 to 100."""
     figure, (axes,) = new_figure(4.2)
     edge = reach + 0.5
-    drawn = axes.imshow(100 * np.asarray(values), cmap="viridis", extent=(-edge, edge, edge, -edge))
+    extent = (-edge, edge, edge, -edge)
+    drawn = axes.imshow(100 * np.asarray(values), cmap="viridis", vmin=0, vmax=100, extent=extent)
     axes.grid(False)
     axes.locator_params(integer=True)
     axes.set_xlabel("to the right, pixels")

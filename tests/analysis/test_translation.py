@@ -101,17 +101,20 @@ NETWORKS = {
 SHIFTS = [(0, 0), (1, 0), (2, -2), (4, 3), (-4, 8)]
 
 
-@pytest.mark.parametrize("pooling", ["max", "aps"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_circular_networks_are_equivariant_where_theory_says_so(name, pooling):
-    images = noise(3, 16, 16, 3)
+@pytest.mark.parametrize(
+    ("name", "pooling", "side"),
+    [*((name, pooling, 16) for name in NETWORKS for pooling in ("max", "aps")), ("simple_cnn", "max", 18)],
+)
+def test_circular_networks_are_equivariant_where_theory_says_so(name, pooling, side):
+    """18 pixels become 9, and 4: of them the last is left out, and what comes after is not exact."""
+    images = noise(3, side, side, 3)
     network, strides = NETWORKS[name]
     network = network.clone(padding="circular", pooling=pooling)
     errors = analysis.translation.equivariance(network, filled(network, images), images, SHIFTS, batch_size=2)
     assert list(errors) == list(strides)
     for stage, stride in strides.items():
         for shift, error in zip(SHIFTS, errors[stage], strict=True):
-            exact = pooling == "aps" or not np.mod(shift, stride).any()
+            exact = (side % stride == 0 and (pooling == "aps" or not np.mod(shift, stride).any())) or shift == (0, 0)
             assert (error < 2e-6).all() if exact else (error > 1e-3).all(), (stage, shift, error)
 
 

@@ -82,7 +82,14 @@ def test_interpret_refuses(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_translation(tmp_path):
+def test_translation(tmp_path, monkeypatch, undrawn):
+    heat_map = translation.translation.heat_map
+
+    def of_nothing_kept(*args, **options):  # but where nothing moves
+        seen = heat_map(*args, **options)
+        return seen._replace(kept=np.where(seen.down[:, None] | seen.right[None], 0, seen.kept))
+
+    monkeypatch.setattr(translation.translation, "heat_map", of_nothing_kept)
     succeeds(translation, "--tiny", "--out", tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for way in ("max,_flattened", "adaptive,_averaged"):
@@ -92,6 +99,17 @@ def test_translation(tmp_path):
     # Averaged over all places the answer is the same wherever the image is; flattened it is not.
     assert summary["adaptive,_averaged_circular_logits_error"] < 1e-5
     assert summary["max,_flattened_circular_logits_error"] > 1e-3
+    assert summary["max,_flattened_kept"] == 0  # images that are not moved do not count
+    page = (tmp_path / "run" / "report.html").read_text()
+    for way in ("max, flattened", "adaptive, averaged"):
+        for what in ("Accuracy", "Probability of the true class"):
+            assert f"{what} by shift, in per cent: {way}." in page
+
+
+def test_what_translation_expects_depends_on_the_size():
+    assert "conv1 and conv2, and in the logits where the head averages" in translation.expected((28, 32))
+    assert "in conv1 and conv2 alone: of images of 30×28" in translation.expected((30, 28))
+    assert "in conv1 alone: of images of 28×27" in translation.expected((28, 27))
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ def test_a_heat_map_has_upward_shifts_above():
     assert (left, right, bottom, top) == (-1.5, 1.5, 1.5, -1.5)
     assert figure.axes[0].get_ylim() == (1.5, -1.5)
     assert image.get_array()[0, 2] == 50
+    assert image.get_clim() == (0, 100)  # as in every other map
     figure.draw_without_rendering()
     for ticks in (figure.axes[0].get_xticks(), figure.axes[0].get_yticks()):
         assert (ticks == ticks.round()).all()  # shifts are of whole pixels
