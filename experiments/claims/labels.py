@@ -131,7 +131,7 @@ def over_fitting(lab: Lab) -> Claim:
         by_heart.append(accuracy(variables, lab.digits.train["image"][rows], drawn[rows]))
         chance.append(accuracy(variables))
     few = sizes[0]
-    told = "; ".join(f"with {way} {several(tests[way][few])} (gap {several(gaps[way][few])})" for way in ways)
+    told = "; ".join(f"with {way} {several(tests[way][few])} (gap {several(gaps[way][few], unit='')})" for way in ways)
     plain, *helped = (of[few] for of in tests.values())
     return Claim(
         said="CNNs over-fit small sets; dropout, weight decay and augmentation help.",
@@ -140,7 +140,7 @@ def over_fitting(lab: Lab) -> Claim:
         f"{len(rows)} images whose labels were drawn by lot it learns {several(by_heart)}, and then names "
         f"{several(chance)} of the test images rightly. Weight decay takes off a thousandth of each weight a step; "
         "other strengths were not tried.",
-        number=f"gap {several(gaps['nothing'][few])} from {few} images; on new ones "
+        number=f"gap {several(gaps['nothing'][few], unit='')} points from {few} images; on new ones "
         + ", ".join(f"{way} {several(of[few])}" for way, of in tests.items()),
         **judged(rules.over_fitting, gaps["nothing"][few], plain, helped),
         figure=draw.lines(tests, "images to learn from", "test accuracy, %"),

@@ -63,7 +63,7 @@ def relu(lab: Lab) -> Claim:
     rates = (1e-3, 1e-2) if lab.tiny else (1e-3, 3e-3, 1e-2)
     found, chosen = {}, {}
     for name, activation in ways.items():
-        model = Tower(depth=6, activation=activation, num_classes=lab.classes)
+        model = Tower(depth=6, activation=activation, flatten=True, num_classes=lab.classes)
         accuracy = lab.scorer(model)
         learners = {rate: lab.learner(model, learning_rate=rate) for rate in rates}
         chosen[name] = max(rates, key=lambda rate: accuracy(learners[rate](lab.spare)))
@@ -83,10 +83,10 @@ def relu(lab: Lab) -> Claim:
 
 
 def batch_norm(lab: Lab) -> Claim:
-    rates = (1e-3, 1e-1) if lab.tiny else (1e-4, 1e-3, 1e-2, 1e-1)
+    rates = (1e-3, 1e-1) if lab.tiny else (1e-3, 3e-3, 1e-2, 1e-1)
     found, chosen = {"with": {}, "without": {}}, {}
     for way, norm in (("with", True), ("without", False)):
-        model = Tower(depth=6, norm=norm, num_classes=lab.classes)
+        model = Tower(depth=6, norm=norm, flatten=True, num_classes=lab.classes)
         accuracy, trial = lab.scorer(model), {}
         for rate in rates:
             learn = lab.learner(model, learning_rate=rate)
