@@ -2,30 +2,30 @@
 
 Functions `name(key, batch, *, options) -> batch` as in `augment`, whose `compose` joins them. What is in the batch
 beside `image` moves too: `boxes` f32[N,M,4] with `objects` bool[N,M], and `map` and `instances`, i32 or u8[N,H,W],
-where what comes in from outside is 255 in a map and 0 among instances. An object that is left with less than a share
-of its box is one no more.
+where what comes in from outside is 255 in a map and 0 among instances, and in the image the grey of a letterbox. An
+object of which no more than the share `least` of its box is left is one no more.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from cnn_jax.data import augment, image_ops
+from cnn_jax.data.annotated import IGNORE, PAD
 from cnn_jax.errors import InputError, unknown
 
 Augmentation = Literal["flip", "scale", "crop", "color"]
-OUTSIDE = {"map": 255, "instances": 0}
+OUTSIDE = {"map": IGNORE, "instances": 0}
 
 
 def named(names: Sequence[Augmentation]) -> Callable | None:
     """The usual augmentations by short names, composed in the order given; None for no names."""
     choices = {
         "flip": flip,
-        "scale": partial(move, scale=(0.7, 1.4)),
-        "crop": partial(move, shift=0.25),
+        "scale": scale,
+        "crop": crop,
         "color": augment.color_jitter,
     }
     for name in names:
@@ -50,29 +50,43 @@ def flip(key, batch, *, p: float = 0.5):
     return batch | {name: jnp.where(each(new), new, batch[name]) for name, new in moved.items()}
 
 
-def move(key, batch, *, scale: tuple[float, float] = (1.0, 1.0), shift: float = 0.0, least: float = 0.3):
-    """Scales each image about its centre by a random factor, and shifts it by up to `shift` of its sides.
+def scale(key, batch, *, factors: tuple[float, float] = (0.7, 1.4), least: float = 0.3):
+    """Scales each image about its centre by a random factor; around what is made smaller there is grey."""
+    if not 0 < factors[0] <= factors[1]:
+        raise InputError(f"factors is {factors}: expected 0 < factors[0] ≤ factors[1]")
+    factor = _between(key, factors, len(batch["image"]))
+    return moved(batch, factor, jnp.zeros((len(factor), 2)), least=least)
 
-    What is enlarged is cropped; around what is made smaller there is black. Images are interpolated, maps are not. An
-    object of which no more than the share `least` of its box is left is one no more.
-    """
-    if not 0 <= least < 1:
-        raise InputError(f"least is {least}: it must be from 0 to below 1")
-    if not 0 < scale[0] <= scale[1] or not 0 <= shift < 1:
-        raise InputError(f"scale is {scale} and shift {shift}: expected 0 < scale[0] ≤ scale[1] and 0 ≤ shift < 1")
+
+def crop(key, batch, *, shares: tuple[float, float] = (0.5, 1.0), least: float = 0.3):
+    """Cuts a window out of each image, at a random place and of a random share of its sides, and enlarges it to all."""
+    if not 0 < shares[0] <= shares[1] <= 1:
+        raise InputError(f"shares is {shares}: expected 0 < shares[0] ≤ shares[1] ≤ 1")
     n, height, width = batch["image"].shape[:3]
-    scale_key, shift_key = jax.random.split(key)
-    factor = jnp.exp(jax.random.uniform(scale_key, (n,), minval=jnp.log(scale[0]), maxval=jnp.log(scale[1])))
-    away = jax.random.uniform(shift_key, (n, 2), minval=-shift, maxval=shift) * jnp.array([[width, height]])
-    return moved(batch, factor, away, least=least)
+    share_key, place_key = jax.random.split(key)
+    factor = 1 / _between(share_key, shares, n)
+    # So far may the middle of the window, enlarged, be from that of the image.
+    room = (factor - 1)[:, None] * jnp.array([[width, height]]) / 2
+    return moved(batch, factor, jax.random.uniform(place_key, (n, 2), minval=-1) * room, least=least)
+
+
+def _between(key, limits: tuple[float, float], count: int) -> jax.Array:
+    """f32[count], as often twice as half."""
+    low, high = map(jnp.log, limits)
+    return jnp.exp(jax.random.uniform(key, (count,), minval=low, maxval=high))
 
 
 def moved(batch: dict, factor: jax.Array, away: jax.Array, *, least: float = 0.3) -> dict:
-    """The batch with each image scaled about its centre by `factor` f32[N], then shifted by `away` f32[N,2], (x, y)."""
+    """The batch with each image scaled about its centre by `factor` f32[N], then shifted by `away` f32[N,2], (x, y).
+
+    Images are interpolated, maps are not.
+    """
+    if not 0 <= least < 1:
+        raise InputError(f"least is {least}: it must be from 0 to below 1")
     n, height, width = batch["image"].shape[:3]
     back = -away / factor[:, None]
     matrix = jnp.zeros((n, 2, 3)).at[:, [0, 1], [0, 1]].set(1 / factor[:, None]).at[:, :, 2].set(back)
-    out = dict(batch, image=image_ops.affine(image_ops.as_float(batch["image"]), matrix))
+    out = dict(batch, image=image_ops.affine(image_ops.as_float(batch["image"]), matrix, fill=PAD / 255))
     x = (jnp.arange(width)[None] - (width - 1) / 2) / factor[:, None] + back[:, :1] + (width - 1) / 2
     y = (jnp.arange(height)[None] - (height - 1) / 2) / factor[:, None] + back[:, 1:] + (height - 1) / 2
     column, row = (jnp.floor(places + 0.5).astype(jnp.int32) for places in (x, y))

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cnn_jax.data import geometry
+from cnn_jax.data import annotated, geometry
 from cnn_jax.errors import InputError
 
 N, HEIGHT, WIDTH = 8, 24, 32
 # Without the search for the simplest failure, which takes minutes here.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
-moved = jax.jit(geometry.moved)
+moved = jax.jit(geometry.moved, static_argnames="least")
 flip = jax.jit(geometry.flip, static_argnames="p")
 
 
@@ -69,7 +69,8 @@ def test_the_box_of_the_moved_mask_is_the_moved_box(seed, motion):
             assert sides.min() <= 1  # of less than a pixel there may be no centre
         # Interpolation rounds the four corners off, and an edge through the middle of pixels leaves them grey.
         grey = out["image"][i, ..., 0]
-        assert (((grey > 0.5) != mask) & (np.abs(grey - 0.5) > 1e-3)).sum() <= 4 * max(1, factor[i])
+        inside = out["map"][i] != 255
+        assert (((grey > 0.5) != mask) & (np.abs(grey - 0.5) > 1e-3) & inside).sum() <= 4 * max(1, factor[i])
         whole = batch["area"][i, 0] * factor[i] ** 2
         seen = np.prod(out["boxes"][i, 0, 2:] - out["boxes"][i, 0, :2])
         np.testing.assert_allclose(out["area"][i, 0], batch["area"][i, 0] * seen / whole, rtol=1e-3, atol=1e-3)
@@ -99,7 +100,7 @@ def test_what_is_shifted_out_is_no_more(away):
     out = jax.device_get(moved(rectangles(0), np.ones(N, np.float32), np.float32([away] * N)))
     assert not out["objects"].any()
     assert not out["boxes"].any()
-    assert not out["image"].any()
+    np.testing.assert_allclose(out["image"], annotated.PAD / 255, atol=1e-6)  # as beside a letterboxed image
     assert not out["instances"].any()
     assert (out["map"] == 255).all()
 
@@ -113,7 +114,8 @@ def test_a_shift_by_whole_pixels_is_exact(seed, right, down):
     expected[:, 20 + down : 20 + down + HEIGHT, 20 + right : 20 + right + WIDTH] = batch["map"]
     expected = expected[:, 20:-20, 20:-20]
     np.testing.assert_array_equal(out["map"], expected)
-    np.testing.assert_allclose(out["image"][..., 1], (expected > 0) & (expected < 255), atol=1e-5)
+    image = np.where(expected == 255, annotated.PAD / 255, expected > 0)
+    np.testing.assert_allclose(out["image"][..., 1], image, atol=1e-5)
 
 
 @settings(max_examples=20, deadline=None, phases=PHASES)
@@ -155,27 +157,48 @@ def test_the_same_key_does_the_same(names):
     np.testing.assert_array_equal(first["crowd"], batch["crowd"])
 
 
-def test_scales_and_shifts_are_as_asked_for():
-    n = 400
-    middle = jnp.tile(jnp.asarray([[[15.0, 11.0, 17.0, 13.0]]]), (n, 1, 1))
-    batch = {"image": jnp.zeros((n, HEIGHT, WIDTH, 1)), "boxes": middle, "objects": jnp.ones((n, 1), bool)}
-    move = jax.jit(partial(geometry.move, scale=(0.5, 2.0), shift=0.25))
-    boxes = np.asarray(move(jax.random.key(0), batch)["boxes"][:, 0])
+MANY = 400
+
+
+@pytest.fixture
+def middles():
+    """Black images with a box in the middle of each, and maps that say where a pixel was."""
+    place = jnp.tile(jnp.arange(HEIGHT * WIDTH, dtype=jnp.int32).reshape(1, HEIGHT, WIDTH), (MANY, 1, 1))
+    box = jnp.tile(jnp.asarray([[[15.0, 11.0, 17.0, 13.0]]]), (MANY, 1, 1))
+    image = jnp.zeros((MANY, HEIGHT, WIDTH, 1))
+    return {"image": image, "instances": place, "boxes": box, "objects": jnp.ones((MANY, 1), bool)}
+
+
+def test_scales_are_as_asked_for(middles):
+    boxes = np.asarray(jax.jit(partial(geometry.scale, factors=(0.5, 2.0)))(jax.random.key(0), middles)["boxes"][:, 0])
     factor = (boxes[:, 2:] - boxes[:, :2]) / 2
     np.testing.assert_allclose(factor[:, 0], factor[:, 1], rtol=1e-3)
     assert 0.5 <= factor.min() < 0.53
     assert 1.9 < factor.max() <= 2 + 1e-5
     assert abs(np.log(factor).mean()) < 0.1  # as often half as twice
-    away = (boxes[:, 2:] + boxes[:, :2]) / 2 - [WIDTH / 2, HEIGHT / 2]
-    for axis, side in enumerate((WIDTH, HEIGHT)):
-        assert -side / 4 - 1e-4 <= away[:, axis].min() < -0.23 * side
-        assert 0.23 * side < away[:, axis].max() <= side / 4 + 1e-4
-    assert abs(np.corrcoef(away.T)[0, 1]) < 0.2
+    np.testing.assert_allclose((boxes[:, 2:] + boxes[:, :2]) / 2, [[WIDTH / 2, HEIGHT / 2]] * MANY, rtol=1e-5)
+
+
+def test_a_crop_is_a_window_of_the_image(middles):
+    """It holds nothing from outside, has the sides that were asked for, and lies anywhere."""
+    out = jax.device_get(jax.jit(partial(geometry.crop, shares=(0.5, 0.8)))(jax.random.key(0), middles))
+    assert not out["image"][:, 1:-1, 1:-1].any()  # no grey from outside, but where interpolation looks over the edge
+    row, column = np.divmod(out["instances"], WIDTH)
+    for axis, places, side in ((1, row, HEIGHT), (2, column, WIDTH)):
+        first, last = places.min((1, 2)), places.max((1, 2))
+        assert (np.diff(places, axis=axis) >= 0).all()
+        share = (last - first + 1) / side
+        assert 0.5 <= share.min() < 0.56
+        assert 0.75 < share.max() <= 0.8 + 1 / side
+        assert first.min() == 0
+        assert last.max() == side - 1
+        where = first / np.maximum(side - (last - first + 1), 1)
+        assert 0.4 < where.mean() < 0.6
 
 
 def test_without_truth_only_the_image_moves():
     batch = {"image": rectangles(0)["image"]}
-    for function in (geometry.flip, partial(geometry.move, shift=0.5)):
+    for function in (geometry.flip, geometry.crop):
         assert jax.eval_shape(function, jax.random.key(0), batch).keys() == {"image"}
     assert geometry.named(()) is None
 
@@ -184,11 +207,10 @@ def test_without_truth_only_the_image_moves():
     ("function", "options", "sentence"),
     [
         (geometry.flip, {"p": 1.5}, "p is 1.5: it must be from 0 to 1"),
-        (geometry.move, {"scale": (0.0, 1.0)}, r"scale is \(0.0, 1.0\) and shift 0.0: expected 0 < scale"),
-        (geometry.move, {"scale": (2.0, 1.0)}, r"scale is \(2.0, 1.0\)"),
-        (geometry.move, {"shift": 1.0}, "shift 1.0"),
-        (geometry.move, {"shift": -0.1}, "shift -0.1"),
-        (geometry.move, {"least": 1.0}, "least is 1.0: it must be from 0 to below 1"),
+        (geometry.scale, {"factors": (0.0, 1.0)}, r"factors is \(0.0, 1.0\): expected 0 < factors"),
+        (geometry.scale, {"factors": (2.0, 1.0)}, r"factors is \(2.0, 1.0\)"),
+        (geometry.crop, {"shares": (0.5, 1.2)}, r"shares is \(0.5, 1.2\): expected 0 < shares"),
+        (geometry.crop, {"least": 1.0}, "least is 1.0: it must be from 0 to below 1"),
     ],
 )
 def test_options_out_of_range(function, options, sentence):
