@@ -18,6 +18,8 @@ from cnn_jax.errors import InputError
 
 # Ink of at least this share belongs to the object.
 SOLID = 0.4
+# Of 255: what is as dark counts as black.
+BLACK = 25
 CHUNK = 64
 # Of items, on the ground of a scene.
 PIECES = 6
@@ -46,10 +48,20 @@ def load(
         size: side of a scene in pixels.
         seed: of the training scenes.
         most: objects in a scene; at least one, as many as there is room for.
+
+    Raises:
+        InputError: items in colour, not in memory, or not on black; a number out of range.
     """
     if not isinstance(items.train, dict) or items.image_shape[-1] != 1:
         raise InputError(
             f"scenes: {items.name} has images of shape {items.image_shape}, expected one channel, in memory"
+        )
+    edge = np.ones(items.image_shape[:2], bool)
+    edge[1:-1, 1:-1] = False
+    if np.median(items.train["image"][:1000, edge]) > BLACK:
+        raise InputError(
+            f"scenes: the images of {items.name} are no light items on black, which is what scenes are made of: at "
+            "their edges most pixels are not black"
         )
     if min(train, test) < 1 or size < 32 or not 1 <= most <= 200:
         raise InputError(

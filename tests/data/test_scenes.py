@@ -1,5 +1,7 @@
 """Scenes and the augmentation that moves their truth: what is said of a picture is what is in it."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,13 @@ def test_sets_for_both_tasks():
     assert (boxes.train["image"] != maps.train["image"]).any()
     with pytest.raises(InputError, match="expected 1, 1, 32 and 1 or more"):
         scenes.load(ITEMS, "map", size=8)
+
+
+@pytest.mark.parametrize("change", [lambda x: 255 - x, lambda x: x // 2 + 60], ids=["on white", "on grey"])
+def test_items_must_lie_on_black(change):
+    items = replace(ITEMS, name="paper", train=ITEMS.train | {"image": change(ITEMS.train["image"])})
+    with pytest.raises(InputError, match="the images of paper are no light items on black"):
+        scenes.load(items, "map", train=3, test=2, size=48, most=4)
 
 
 def test_flip_twice_is_nothing_and_boxes_follow_the_mask(batch):

@@ -1,4 +1,4 @@
-"""Detection's losses and decoding by hand and by slow loops; torchvision is in experiments.parity."""
+"""Detection's losses and decoding by hand and by slow loops; torchvision is in test_detect_peers.py."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 
 from cnn_jax.errors import InputError
 from cnn_jax.tasks import detect
+from cnn_jax.tasks.detect import _assign, focal_loss
 
 C, STRIDES = 3, (4, 8)
 TASK = detect(C, strides=STRIDES)
@@ -160,9 +161,77 @@ def test_outputs_of_another_model():
         TASK.summarize([{**MEASURE(perfect(batch()), batch()), "mask": np.zeros(2, bool)}])
 
 
-def test_the_smaller_of_two_objects_is_learned_where_both_are():
-    from cnn_jax.tasks.detect import _assign
+def test_focal_loss_by_hand():
+    # p = 0.8 for a target of 1: 0.25 · 0.2² · −log 0.8; for a target of 0: 0.75 · 0.8² · −log 0.2.
+    logits = jnp.log(jnp.array([4.0, 4.0, 0.25]))  # p of 0.8, 0.8, 0.2
+    expected = [-0.01 * np.log(0.8), -0.48 * np.log(0.2), -0.16 * np.log(0.2)]
+    np.testing.assert_allclose(focal_loss(logits, jnp.array([1.0, 0.0, 1.0])), expected, rtol=1e-5)
 
+
+def test_the_parts_of_the_loss_by_hand():
+    """One object of 8×12 around one place; the outputs there say 0.5 for everything, and a box of 12×12."""
+    boxes = np.zeros((1, 2, 4), np.float32)
+    boxes[0, 0] = [6, 4, 14, 16]  # its centre is (10, 10); of the places every 8 pixels, (8, 8) is the nearest
+    truth = {"boxes": boxes, "label": np.array([[1, 0]], np.int32), "objects": np.array([[True, False]])}
+    shape = (1, 3, 3)
+    out = [
+        {
+            "logits": jnp.full((*shape, 2), -30.0).at[0, 1, 1].set(0.0),
+            "distances": jnp.ones((*shape, 4)).at[0, 1, 1].set(jnp.array([0.5, 0.5, 1.0, 1.0])),
+            "centerness": jnp.zeros(shape),
+        }
+    ]
+    _, parts = detect(2, strides=(8,), center_radius=0.5).loss(out, truth)
+    # Focal loss: class 1 is there, 0.25 · 0.5² · log 2, class 0 is not, 0.75 · 0.5² · log 2.
+    np.testing.assert_allclose(parts["classes"], [0.25 * np.log(2)], rtol=1e-5)
+    # The box is (4, 4, 16, 16): it holds the object's 96 pixels of its 144, and is the smallest around both.
+    np.testing.assert_allclose(parts["box"], [1 - 96 / 144], rtol=1e-5)
+    # The place is 2 and 6 from left and right, 4 and 8 from top and bottom; a logit of 0 costs log 2 whatever it is.
+    np.testing.assert_allclose(parts["centerness"], [np.log(2)], rtol=1e-5)
+    out[0]["centerness"] = out[0]["centerness"].at[0, 1, 1].set(2.0)
+    _, parts = detect(2, strides=(8,), center_radius=0.5).loss(out, truth)
+    target = np.sqrt(2 / 6 * 4 / 8)
+    expected = target * np.log1p(np.exp(-2)) + (1 - target) * np.log1p(np.exp(2))
+    np.testing.assert_allclose(parts["centerness"], [expected], rtol=1e-5)
+    # Far from the object, apart: no overlap, 48 pixels between 6 and 14, and a hull that neither fills.
+    out[0]["distances"] = jnp.ones((*shape, 4)).at[0, 1, 1].set(jnp.array([2.0, 0.5, -1.5, 1.0]))  # (-8, 4, -4, 16)
+    _, parts = detect(2, strides=(8,), center_radius=0.5).loss(out, truth)
+    hull, union = 22 * 12, 8 * 12 + 4 * 12
+    np.testing.assert_allclose(parts["box"], [1 + (hull - union) / hull], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("box", "level"),
+    [
+        ((20, 20, 44, 44), 0),  # 12 to each side of (32, 32)
+        ((1, 1, 63, 63), 0),  # 31: less than 8 strides of 4
+        ((-1, -1, 65, 65), 1),  # 33: more than 4 strides of 8
+        ((-1, 24, 65, 40), 1),  # the farthest side decides
+        ((32 - 63, 0, 32 + 63, 64), 1),
+        ((32 - 65, 0, 32 + 65, 64), 2),
+        ((32 - 999, 0, 32 + 999, 64), 2),  # the last has no limit
+    ],
+)
+def test_an_object_is_learned_at_the_level_of_its_size(box, level):
+    """The middle of all boxes is (32, 32), a place of each level."""
+    strides = (4, 8, 16)
+    centers, sizes = jnp.full((3, 2), 32.0), jnp.array(strides, jnp.float32)
+    there, _ = _assign(centers, sizes, jnp.array([box], jnp.float32), jnp.array([True]), strides, 1.5)
+    assert there.tolist() == [i == level for i in range(3)]
+
+
+def test_an_object_is_learned_near_its_centre():
+    """Places closer than 1.5 strides to it in both directions, and inside the object."""
+    x = jnp.array([32.0 - 6, 32 - 5.9, 32, 32 + 5.9, 32 + 6])
+    centers = jnp.stack(jnp.meshgrid(x, x), -1).reshape(-1, 2)
+    assign = lambda box: _assign(  # noqa: E731
+        centers, jnp.full(25, 4.0), jnp.array([box], jnp.float32), jnp.array([True]), (4, 8), 1.5
+    )[0].reshape(5, 5)
+    np.testing.assert_array_equal(assign((20, 20, 44, 44)), np.outer([0, 1, 1, 1, 0], [0, 1, 1, 1, 0]))
+    np.testing.assert_array_equal(assign((30, 20, 34, 44)), np.outer([0, 1, 1, 1, 0], [0, 0, 1, 0, 0]))
+
+
+def test_the_smaller_of_two_objects_is_learned_where_both_are():
     centers, sizes = jnp.array([[10.0, 11.0]]), jnp.array([4.0])
     boxes = jnp.array([[3.0, 5, 17, 20], [8, 8, 12, 14]])
     there, which = _assign(centers, sizes, boxes, jnp.array([True, True]), STRIDES, 1.5)
