@@ -18,7 +18,7 @@ import numpy as np
 
 from cnn_jax import analysis, data, models, tasks
 from cnn_jax.errors import InputError
-from experiments.predict import read_picture
+from experiments.looks import detection, read_picture
 from experiments.runs import load_published, load_run, normalised
 
 
@@ -33,7 +33,7 @@ class Explained(NamedTuple):
     judged: analysis.Score  # the same as a probability
     titles: list[str]
     what: str  # in words
-    objects: np.ndarray | None = None  # where they truly are, of the data set: f32[N,4] boxes or bool[N,H,W]; see below
+    objects: np.ndarray | None  # f32[N,4] or bool[N,H,W], where the object truly is; None where nobody says so
 
     @property
     def images(self) -> jax.Array:
@@ -96,7 +96,7 @@ def _classes(about, model, variables, images, outputs, truth):
 
 
 def _boxes(about, model, variables, images, outputs, truth):
-    found = jax.device_get(tasks.detect(len(about["class_names"]), strides=model.strides).predict(outputs))
+    found = jax.device_get(detection(about, model).predict(outputs))
     scores = np.where(found["objects"], found["scores"], -1)
     best, rows = scores.argmax(1), np.flatnonzero(scores.max(1) > 0)
     if not len(rows):

@@ -96,14 +96,10 @@ def zoo(tiny: bool) -> dict:
 
 
 def maps(tiny: bool) -> dict:
-    """Maps of what counted in an image, of SimpleCNN.
-
-    On one of the 50 places of integrated gradients a ReLU may open, or another maximum win, in one library alone.
-    """
+    """Maps of what counted in an image, of SimpleCNN."""
     from experiments.peers import explanations
 
-    bounds = {"integrated gradients": 1e-3}
-    found = {of: compared(*values, bounds.get(of[1], 1e-4)) for of, values in explanations.maps()}
+    found = {of: compared(*values, 1e-4) for of, values in explanations.maps()}
     return told("Maps of what counted", found)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from cnn_jax.analysis.batches import batches
 from cnn_jax.analysis.loops import for_loops
 from cnn_jax.analysis.programs import program
-from cnn_jax.analysis.scores import at_least_one
+from cnn_jax.analysis.scores import at_least_one, check_labels
 from cnn_jax.errors import InputError, unknown
 
 NORMS = ("linf", "l2")
@@ -51,7 +51,7 @@ def fooling(logits: Callable[[jax.Array], jax.Array], labels: jax.Array, *, targ
 
     def objective(images):
         scores = logits(images).astype(jnp.float32)
-        _check_labels(labels, scores.shape)
+        check_labels(labels, *scores.shape)
         own = jax.nn.one_hot(labels, scores.shape[-1], dtype=bool)
         label = jnp.where(own, scores, 0).sum(-1)
         entropy = jax.nn.logsumexp(scores, axis=-1) - label
@@ -279,7 +279,7 @@ def robust_accuracy(
         raise InputError("epsilons: give at least one, as a list")
     for epsilon in epsilons:
         _check(images, float(epsilon), NORMS[0], bounds)
-    _check_labels(labels, (len(images), jax.eval_shape(logits, images[:1]).shape[-1]))
+    check_labels(labels, len(images), jax.eval_shape(logits, images[:1]).shape[-1])
 
     def survives(key, images, labels, epsilon):
         objective = fooling(logits, labels)
@@ -317,13 +317,3 @@ def _check(images: jax.Array, epsilon: float, norm: str, bounds: Bounds) -> None
             f"images from {images.min():.3g} to {images.max():.3g}, outside of the bounds {low:g} and {high:g}: attack "
             "them before they are normalised, or give other bounds"
         )
-
-
-def _check_labels(labels: jax.Array, shape: tuple[int, int]) -> None:
-    count, classes = shape
-    if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise InputError(f"labels of shape {labels.shape} and {labels.dtype}: expected integers of shape ({count},)")
-    if _is_traced(labels) or not labels.size:
-        return
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(f"labels from {labels.min()} to {labels.max()}: they must be 0 to {classes - 1}")

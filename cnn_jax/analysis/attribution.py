@@ -194,7 +194,7 @@ def _guided(score, images):
 
 def _integrated(score, images, baseline, *, steps, together):
     places, weights = np.polynomial.legendre.leggauss(steps)  # on [-1,1]
-    places = np.asarray((places + 1) / 2, np.float32)
+    places = np.asarray((places + 1) / 2, jnp.result_type(float))
     arrays = (score, images, baseline, places)
     mean = weighted_sum(_on_the_way, _derivatives, arrays, weights / 2, together=together)
     return _with_gap(score, images, baseline, mean)

@@ -5,6 +5,8 @@
     places, density = curvature.density(curvature.spectrum(key, loss, params))
 
 `loss(params) -> f32[]`, of any pytree of float32 arrays with P numbers in all. The Hessian, f32[P,P], is never made.
+All but `density` are traceable, and compiled at each call otherwise: to look several times, put them under one
+`jax.jit` of the parameters, as `experiments.gradients` does.
 """
 
 from collections.abc import Callable

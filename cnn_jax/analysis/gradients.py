@@ -7,6 +7,8 @@
     gradients.cosines(each), gradients.noise_scale(losses, params, batch)
 
 `losses` gives one value an example, which depends on that example alone: batch norm has to use its running statistics.
+All but `verdicts` are traceable; `per_example` and `noise_scale` are compiled at each call otherwise: to look several
+times, put them under one `jax.jit` of the parameters.
 """
 
 from collections.abc import Callable, Mapping

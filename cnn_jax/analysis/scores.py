@@ -112,6 +112,16 @@ def pixel_score(model: nn.Module, variables: Any, pixels: Any, labels: Any, *, p
     return Score(model, variables, read, targets, _pixel_sizes)
 
 
+def check_labels(labels: Any, count: int, classes: int) -> None:
+    """Raises InputError unless labels are integers [count], from 0 to `classes` - 1, as far as they are not traced."""
+    if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(f"labels of shape {labels.shape} and {labels.dtype}: expected integers of shape ({count},)")
+    if isinstance(labels, jax.core.Tracer) or not labels.size:
+        return
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"labels from {labels.min()} to {labels.max()}: the network has classes 0 to {classes - 1}")
+
+
 def _class_logit(outputs, targets):
     return jnp.take_along_axis(_logits(outputs), targets["label"][:, None], axis=1)[:, 0]
 
@@ -193,7 +203,7 @@ def prepare(score: Callable, images: Any) -> tuple[Callable, jax.Array]:
 
 
 def check_images(images: Any) -> jax.Array:
-    """Images as float32, on the host if they are there.
+    """Images as float32, or as float64 under `jax.enable_x64`; on the host if they are there.
 
     Raises:
         InputError: they are not finite numbers f32[N,H,W,C] with N of 1 or more.
@@ -206,7 +216,7 @@ def check_images(images: Any) -> jax.Array:
         )
     if not isinstance(images, jax.core.Tracer) and not bool(jnp.isfinite(images).all()):
         raise InputError("images hold numbers that are not finite: see what preprocessing makes of them")
-    return images.astype(jnp.float32)
+    return images.astype(jnp.result_type(float))
 
 
 def values(score: Callable, images: jax.Array) -> jax.Array:
@@ -218,7 +228,7 @@ def values(score: Callable, images: jax.Array) -> jax.Array:
     found = score(images)
     if found.shape != images.shape[:1]:
         raise InputError(f"the score gives shape {found.shape} for {len(images)} images: expected one number for each")
-    return found.astype(jnp.float32)
+    return found.astype(jnp.result_type(float))
 
 
 def like_images(name: str, array: Any, images: jax.Array) -> jax.Array:
@@ -229,7 +239,7 @@ def like_images(name: str, array: Any, images: jax.Array) -> jax.Array:
     """
     of = jnp if isinstance(array, jax.Array) else np
     try:
-        return of.broadcast_to(of.asarray(array, np.float32), images.shape)
+        return of.broadcast_to(of.asarray(array, images.dtype), images.shape)
     except ValueError:
         raise InputError(
             f"{name} has shape {np.shape(array)}: expected a number, or an array like the images {images.shape}"
@@ -294,7 +304,7 @@ def weighted_sum(
     steps = len(weights)
     together = min(together, steps)
     index = np.arange(-(-steps // together) * together, dtype=np.int32)
-    weights = np.where(index < steps, np.asarray(weights, np.float32)[index % steps], np.float32(0))
+    weights = np.where(index < steps, np.asarray(weights)[index % steps], 0).astype(jnp.result_type(float))
     total = None
     for first in range(0, len(index), together):
         turn = slice(first, first + together)

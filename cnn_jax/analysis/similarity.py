@@ -15,7 +15,8 @@ from cnn_jax.errors import InputError
 
 @jax.jit
 def cka(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Linear centred kernel alignment of two sets of features of the same examples: f32[], from 0 to 1.
+    """Linear centred kernel alignment of two sets of features of the same examples: f32[], from 0 to 1; NaN where one
+    of them does not vary.
 
     ‖YᵀX‖² / (‖XᵀX‖·‖YᵀY‖) of the centred features, with Frobenius norms. Neither turning, mirroring nor scaling all
     features of a set changes it. With few examples for the features' dimensions it is too high: see `compare`.

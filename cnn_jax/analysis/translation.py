@@ -20,6 +20,7 @@ from jax.scipy.ndimage import map_coordinates
 
 from cnn_jax.analysis.activations import stages
 from cnn_jax.analysis.batches import batches
+from cnn_jax.analysis.scores import check_labels
 from cnn_jax.errors import InputError
 
 
@@ -229,11 +230,7 @@ def respond(
     logits = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32))
     if getattr(logits, "ndim", 0) != 2:
         raise InputError(f"{type(model).__name__} does not give logits [N,K]: give a classifier")
-    classes = logits.shape[1]
-    if labels.shape != images.shape[:1]:
-        raise InputError(f"labels of shape {labels.shape} for {len(images)} images: expected ({len(images)},)")
-    if labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
-        raise InputError(f"labels from {labels.min()} to {labels.max()}: the network has classes 0 to {classes - 1}")
+    check_labels(labels, len(images), logits.shape[1])
 
     @jax.jit
     def answer(variables, batch, labels):

@@ -270,7 +270,7 @@ def test_bad_arguments(key, images, slope):
         (lambda: pgd(epsilon=0.1, bounds=(1, 0)), "the lowest pixel must be below the highest"),
         (lambda: adversarial.fgsm(key, linear(slope), images[0], epsilon=0.1), r"shape \(5, 4, 2\) and float32"),
         (lambda: adversarial.fgsm(key, linear(slope), (images > 0.5), epsilon=0.1), "and bool: expected floating"),
-        (lambda: curve(labels + 2, epsilons=[0.1]), "labels from 2 to 2: they must be 0 to 1"),
+        (lambda: curve(labels + 2, epsilons=[0.1]), "labels from 2 to 2: the network has classes 0 to 1"),
         (
             lambda: curve(labels[:4], epsilons=[0.1]),
             r"labels of shape \(4,\) and int64: expected integers of shape \(6,\)",

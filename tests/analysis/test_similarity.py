@@ -34,6 +34,7 @@ def test_values_and_what_does_not_change_them(dimensions):
     assert float(cka(x, x @ rotation)) == pytest.approx(1, abs=1e-4)
     stretch = np.logspace(0, 3, dimensions[0], dtype=np.float32)
     assert float(cka(x, x * stretch)) < 0.9  # not any linear map
+    assert np.isnan(cka(x, np.ones_like(y)))  # alike in nothing, nor different
 
 
 def hsic(x, y):

@@ -216,7 +216,7 @@ def test_bad_arguments():
     errors = partial(translation.equivariance, network, variables, images)
     for call, sentence in [
         (lambda: maps(images, labels, reach=-1), "reach is -1: it must be 0 or more"),
-        (lambda: maps(images, labels[:2]), r"labels of shape \(2,\) for 3 images"),
+        (lambda: maps(images, labels[:2]), r"labels of shape \(2,\) and int64: expected integers of shape \(3,\)"),
         (lambda: maps(images, labels + 8), "labels from 8 to 10: the network has classes 0 to 9"),
         (lambda: translation.heat_map(Same(), {}, images, labels), r"Same does not give logits \[N,K\]"),
         (lambda: maps(images, labels, batch_size=0), "batch_size is 0"),

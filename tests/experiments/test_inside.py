@@ -114,21 +114,23 @@ def test_what_translation_expects_depends_on_the_size():
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """(what is printed, the norms over training, the folder) of three steps of SGD at 0.5, batch norm and dropout."""
-    kept, folder = {}, tmp_path_factory.mktemp("gradients") / "run"
-    write, create, sgd = gradients.report.write, models.create, optax.sgd
+    """(what is printed, what is reported, the folder) of three steps of SGD at 0.5, batch norm and dropout."""
+    kept, folder = {"traced": []}, tmp_path_factory.mktemp("gradients") / "run"
+    write, create, sgd, density = gradients.report.write, models.create, optax.sgd, gradients.curvature.spectrum
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradients.report, "write", lambda *args, **of: kept.update(of) or write(*args, **of))
         patch.setattr(models, "create", lambda name, **options: create(name, norm="batch", dropout=0.5, **options))
         patch.setattr(optax, "adam", lambda rate: sgd(0.5))
+        spectrum = lambda *args, **of: kept["traced"].append(1) or density(*args, **of)  # noqa: E731
+        patch.setattr(gradients.curvature, "spectrum", spectrum)
         out = succeeds(gradients, "--tiny", "--out", folder)
-    return out, kept["history"], folder
+    return out, kept, folder
 
 
 @pytest.mark.slow
 def test_the_gradient_that_is_shown_is_that_of_the_step(watched):
     """The update of SGD is the gradient times the learning rate, whatever batch norm and dropout do."""
-    _, history, _ = watched
+    history = watched[1]["history"]
     assert set(history["gradient"]) == {"conv1/kernel", "conv2/kernel", "fc1/kernel", "logits/kernel"}
     for kernel, norms in history["gradient"].items():
         assert list(norms) == [0, 1, 2]
@@ -138,7 +140,9 @@ def test_the_gradient_that_is_shown_is_that_of_the_step(watched):
 
 @pytest.mark.slow
 def test_looks_at_gradients(watched):
-    out, _, folder = watched
+    out, kept, folder = watched
+    assert len(kept["looks"]) == 2
+    assert len(kept["traced"]) == 1  # one program for all looks
     assert "conv1/kernel" in out
     assert ["step 0:" in out, "step 2:" in out, "step 3:" in out] == [True, False, True]  # after the last, too
     summary = json.loads((folder / "summary.json").read_text())
