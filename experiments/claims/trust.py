@@ -128,7 +128,7 @@ def black_box(lab: Lab) -> Claim:
         said="CNNs are black boxes, hard to interpret.",
         found="Maps say which pixels counted. Pixels are covered in the order of each map, and the probability of the "
         "true class is watched: the lower its mean on the way, the better the map. A random map and an edge detector "
-        "know nothing of the network. "
+        "know nothing of the network: "
         + "; ".join(f"{name} {several(values, **unit)}" for name, values in found.items())
         + ". This tests whether maps find pixels that count, and not whether people understand a network by them.",
         number=", ".join(f"{name} {several(found[name], **unit)}" for name in ("integrated gradients", *bare)),

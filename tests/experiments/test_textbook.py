@@ -29,13 +29,12 @@ def test_all_claims(tmp_path):
     assert "digit" not in page
 
 
-@pytest.mark.slow
 def test_claims_of_few_classes(tmp_path):
     folder = few_classes(tmp_path, 3, side=16, each=52)  # of which 42 are for training
     flags = ("--tiny", "--dataset", folder, "--out", tmp_path / "run")
-    succeeds(textbook, *flags, "--only", "hunger", "relu")
+    succeeds(textbook, *flags, "--only", "hunger")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert [name for name in summary if name.startswith("hunger_linear")] == ["hunger_linear_30", "hunger_linear_120"]
+    assert {name for name in summary if name.startswith("hunger_linear")} == {"hunger_linear_30", "hunger_linear_120"}
 
 
 def test_mistakes_are_said(tmp_path):
