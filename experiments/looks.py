@@ -62,32 +62,18 @@ def segmenter(about: dict, model, variables) -> Callable[[np.ndarray], np.ndarra
     several has the mean of their probabilities, and a picture smaller than a window goes on as its mirror image. Any
     other network sees the picture as a whole, laid into a square.
     """
-    size, batch = about["image_shape"][0], 16
-    apply = jax.jit(tasks.Averaged(model, flip=False).apply)
-    look = lambda squares: np.asarray(apply(variables, normalised(squares, about)))  # noqa: E731
+    size, crop = about["image_shape"][0], about["layout"] == "crop"
+    apply = jax.jit(tasks.Averaged(model, flip=False, window=size).apply)
 
-    def letterboxed(picture):
-        square, scale = annotated.letterbox(picture, size)
-        classes = look(square[None])[0].argmax(-1)
-        # Each pixel of the picture has the class of the one below its centre in the square that the network saw.
-        rows, columns = (((np.arange(n) + 0.5) * scale).astype(int).clip(0, size - 1) for n in picture.shape[:2])
+    def find(picture):
+        seen, scale = (_filled(picture, size), 1) if crop else annotated.letterbox(picture, size)
+        classes = np.asarray(apply(variables, normalised(seen[None], about)))[0].argmax(-1)
+        # Each pixel of the picture has the class of the one below its centre in what the network saw.
+        sides = zip(picture.shape[:2], classes.shape, strict=True)
+        rows, columns = (((np.arange(n) + 0.5) * scale).astype(int).clip(0, length - 1) for n, length in sides)
         return classes[rows][:, columns]
 
-    def in_windows(picture):
-        height, width = picture.shape[:2]
-        picture = _filled(picture, size)
-        along = [sorted({*range(0, n - size, size // 2), n - size}) for n in picture.shape[:2]]
-        corners = [(y, x) for y in along[0] for x in along[1]]
-        total = np.zeros((*picture.shape[:2], len(about["class_names"])), np.float32)
-        for few in (corners[i : i + batch] for i in range(0, len(corners), batch)):
-            windows = np.stack([picture[y : y + size, x : x + size] for y, x in few])
-            found = np.exp(look(np.resize(windows, (batch, *windows.shape[1:]))))  # filled up: compiled once
-            for (y, x), p in zip(few, found, strict=False):
-                total[y : y + size, x : x + size] += p
-        # Where the sum is greatest, so is the mean: of one pixel all classes are in as many windows.
-        return total.argmax(-1)[:height, :width]
-
-    return in_windows if about["layout"] == "crop" else letterboxed
+    return find
 
 
 def _filled(picture: np.ndarray, size: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import squares
 from commands import fails, succeeds
 from PIL import Image
 
-from cnn_jax import data, models, tasks
+from cnn_jax import data, models
 from experiments import explained, interpret, looks, predict, segment
 from experiments.runs import load_run
 
@@ -125,7 +125,7 @@ CROPS = {"layout": "crop", "image_shape": [8, 8, 1], "class_names": "abc", "mean
 
 @pytest.mark.parametrize("shape", [(8, 8), (20, 27), (5, 30), (3, 2)])
 def test_crops_are_how_a_network_that_learned_from_them_looks(key, shape):
-    """In windows of their size, at the picture's own scale: as `tasks.Averaged` looks at a picture."""
+    """In windows of their size that overlap by half, at the picture's own scale."""
     picture = np.random.default_rng(0).integers(0, 256, (*shape, 1)).astype(np.uint8)
     model = Edges()
     variables = model.init(key, jnp.zeros((1, 8, 8, 1)))
@@ -133,10 +133,27 @@ def test_crops_are_how_a_network_that_learned_from_them_looks(key, shape):
     while min(wide.shape[:2]) < 8:
         wide = np.concatenate([wide, wide[::-1]]) if len(wide) < 8 else np.concatenate([wide, wide[:, ::-1]], axis=1)
     wide = wide[: max(8, shape[0]), : max(8, shape[1])]
-    several = tasks.Averaged(model, flip=False, window=8)
-    expected = several.apply(variables, jnp.float32((wide / 255 - 0.4) / 0.2)[None])[0].argmax(-1)
+    seen = np.float32((wide / 255 - 0.4) / 0.2)
+    expected = np.zeros((*wide.shape[:2], 3))
+    starts = [sorted({*range(0, n - 8, 4), n - 8}) for n in wide.shape[:2]]
+    windows = [(slice(y, y + 8), slice(x, x + 8)) for y in starts[0] for x in starts[1]]
+    shares = jax.nn.softmax(model.apply(variables, np.stack([seen[window] for window in windows])))
+    for window, p in zip(windows, shares, strict=True):
+        expected[window] += p  # as often for each class
     found = looks.segmenter(CROPS, model, variables)(picture)
-    np.testing.assert_array_equal(found, expected[: shape[0], : shape[1]])
+    np.testing.assert_array_equal(found, expected.argmax(-1)[: shape[0], : shape[1]])
+
+
+def test_other_networks_see_a_picture_as_a_whole(key):
+    """Laid into a square, of half its size: four pixels have the class of one."""
+    picture = np.random.default_rng(0).integers(0, 256, (10, 16, 1)).astype(np.uint8)
+    model = Edges()
+    variables = model.init(key, jnp.zeros((1, 8, 8, 1)))
+    square = np.full((8, 8, 1), 114.0)
+    square[:5] = np.round(picture.reshape(5, 2, 8, 2, 1).mean((1, 3)))
+    expected = model.apply(variables, np.float32((square / 255 - 0.4) / 0.2)[None])[0, :5].argmax(-1)
+    found = looks.segmenter(CROPS | {"layout": "letterbox"}, model, variables)(picture)
+    assert (found == np.repeat(np.repeat(expected, 2, 0), 2, 1)).mean() > 0.95  # halves are rounded in two ways
 
 
 def test_what_is_explained_of_crops_is_the_middle(tmp_path):
@@ -168,8 +185,8 @@ def test_predict_finds_the_nuclei_of_the_quarter_that_was_held_out(tmp_path):
         ("--dataset nowhere", "unknown data set 'nowhere'"),
         ("--loss dise", "unknown --loss 'dise'"),
         ("--class-weights 1 2", "class_weights is (1.0, 2.0): give 11 numbers"),
-        ("--test-scales 0 1", "looks at scales (0.0, 1.0), window None: each must be above 0"),
-        ("--test-window 0", "looks at scales (1.0,), window 0: each must be above 0"),
+        ("--test-scales 0 1", "looks at scales (0.0, 1.0): give one or more, each a number above 0"),
+        ("--test-window 0", "looks through a window of 0 pixels: its side must be 1 or more"),
         ("--model unet --test-window 20", "unet: images of shape (1, 20, 20, 3), expected"),
     ],
 )
