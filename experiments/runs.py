@@ -12,8 +12,9 @@ import numpy as np
 from cnn_jax import data, models, training
 from cnn_jax.errors import InputError
 
-# What every run's model.json says.
+# What every run's model.json says, and what it says more of each task.
 _SAID = {"task", "model", "options", "class_names", "image_shape", "mean", "std"}
+_SAID_MORE = {"classify": {"form"}, "detect": {"task_options"}, "segment": {"layout", "stretch"}}
 
 
 def start(config, model: nn.Module, options: dict, image_shape: tuple[int, int, int]) -> dict | None:
@@ -55,8 +56,8 @@ def load_run(folder: Path) -> tuple[dict, dict]:
         ) from None
     except ValueError as error:
         raise InputError(f"{folder / 'model.json'} is damaged ({error}): train again in another folder") from None
-    missing = sorted(_SAID - {*about} if isinstance(about, dict) else _SAID)
-    if missing:
+    said = about if isinstance(about, dict) else {}
+    if missing := sorted((_SAID | _SAID_MORE.get(said.get("task"), set())) - {*said}):
         raise InputError(f"{folder / 'model.json'} lacks {', '.join(missing)}: train again in another folder")
     checkpoints = training.Checkpoints(folder / "checkpoints", read_only=True)
     restored = checkpoints.restore_variables()

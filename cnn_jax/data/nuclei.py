@@ -8,7 +8,7 @@ import numpy as np
 
 from cnn_jax.data import dataset
 from cnn_jax.data.dataset import Dataset
-from cnn_jax.data.images import corrupt, in_package
+from cnn_jax.data.images import CROPS, corrupt, in_package
 from cnn_jax.errors import InputError
 
 SIDE = 512
@@ -43,7 +43,7 @@ def load(*, image_size: int | None = None) -> Dataset:
         if arrays[-1].shape != (SIDE, SIDE):
             raise InputError(f"nuclei: {path} is of shape {arrays[-1].shape}, expected {(SIDE, SIDE)}")
     pixels, nuclei = arrays[0].astype(np.float32), arrays[1] > 0
-    low, high = np.percentile(pixels, (0.5, 99.8))
+    low, high = np.percentile(pixels, CROPS["nuclei"])
     pixels = np.round(255 * ((pixels - low) / (high - low)).clip(0, 1)).astype(np.uint8)
 
     def crops(corners):

@@ -170,10 +170,12 @@ def gradient_norms(
     figure, (axes,) = new_figure(min(7.5, 1.5 + 0.17 * len(layers)))
     table = np.log10(np.stack(list(layers.values())))
     seen = table[np.isfinite(table)]
-    low, high = (np.floor(seen.min()), np.ceil(seen.max())) if seen.size else (0, 1)
-    picture = colours("viridis", (table - low) / ((high - low) or 1))
+    low = np.floor(seen.min()) if seen.size else 0
+    high = max(np.ceil(seen.max()), low + 1) if seen.size else 1
+    picture = colours("viridis", (table - low) / (high - low))
     picture[np.isnan(table)] = 255
-    axes.imshow(picture, aspect="auto", extent=(steps[0], steps[-1], len(layers) - 0.5, -0.5), interpolation="nearest")
+    last = steps[-1] if len(steps) > 1 else steps[0] + 1
+    axes.imshow(picture, aspect="auto", extent=(steps[0], last, len(layers) - 0.5, -0.5), interpolation="nearest")
     each = -(-len(layers) // 40)
     axes.set_yticks(range(0, len(layers), each), [shorten(name, 22) for name in layers][::each], fontsize=7.5)
     axes.grid(visible=False)

@@ -82,6 +82,7 @@ def test_a_network_that_nothing_is_built_on(trained, tmp_path):
         ("{}", "lacks class_names, image_shape, mean, model, options, std, task: train again in another folder"),
         ("[]", "lacks class_names, image_shape"),
         ("1", "lacks class_names, image_shape"),
+        ('{"task": "detect"}', "lacks .*std, task_options: train again"),
         ("{", "is damaged"),
     ],
 )

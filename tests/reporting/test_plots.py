@@ -205,6 +205,11 @@ def test_gradient_norms():
     assert axes.get_yticklabels()[0].get_text() == "layer0"
 
 
+def test_gradient_norms_of_one_step():
+    (axes,) = plots.gradient_norms([5], {f"layer{i}": [1.0] for i in range(20)}).axes
+    assert axes.get_xlim() == (5, 6)
+
+
 def test_gradient_norms_without_a_finite_value():
     for layers in (2, 20):
         plots.gradient_norms([0, 1], {f"layer{i}": [np.nan, 0] for i in range(layers)})
