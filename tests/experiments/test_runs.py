@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
     fit = training.fit(model, tasks.classify(3), digits, steps=1, batch_size=8, checkpoints=checkpoints)
     checkpoints.close()
     about = {"task": "classify", "model": "resnet18", "options": {}, "class_names": ["a", "b", "c"]}
-    about |= {"image_shape": [16, 16, 1], "mean": [0.5], "std": [0.5]}
+    about |= {"image_shape": [16, 16, 1], "mean": [0.5], "std": [0.5], "form": None}
     (folder / "model.json").write_text(json.dumps(about))
     return folder, fit.state.variables
 
