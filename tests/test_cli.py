@@ -260,11 +260,21 @@ def test_least_values():
             cli.at_least(wrong, **least)
 
 
-@pytest.mark.parametrize(("started_by", "handler"), [("-m", signal.SIG_DFL), ("x.py", signal.default_int_handler)])
-def test_ctrl_c_ends_a_script_that_still_imports(started_by, handler):
+@pytest.mark.parametrize(
+    ("started_by", "before", "after"),
+    [
+        ("-m", "default_int_handler", signal.SIG_DFL),
+        ("-m", "SIG_IGN", signal.SIG_IGN),  # of a program in the background
+        ("x.py", "default_int_handler", signal.default_int_handler),
+    ],
+)
+def test_ctrl_c_ends_a_script_that_still_imports(started_by, before, after):
     """Python's own exception may be lost; who imports `experiments` from elsewhere keeps it."""
-    code = (
-        f"import signal, sys; sys.argv[0] = {started_by!r}; import experiments; print(signal.getsignal(signal.SIGINT))"
-    )
+    code = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.{before})
+sys.argv[0] = {started_by!r}
+import experiments
+print(signal.getsignal(signal.SIGINT))"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == str(handler)
+    assert found.strip() == str(after)
