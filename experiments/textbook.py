@@ -27,7 +27,7 @@ CLAIMS = seeing.CLAIMS | moving.CLAIMS | layers.CLAIMS | labels.CLAIMS | trust.C
 NOTES = (
     "Every introduction to convolutional networks says what follows. Here each sentence is put to the test, on real "
     "images and with networks that a laptop trains in seconds. A verdict is no opinion: it follows from the numbers by "
-    "a rule that was written down before they were measured and stands under it. ± is half of a 95 % interval over "
+    "the rule that stands under it. ± is half of a 95 % interval over "
     "seeds; “clearly” means that the whole interval of the differences, seed by seed, lies on that side.",
     "What does not hold was not shown with these networks, images and seeds; elsewhere it may be true.",
 )

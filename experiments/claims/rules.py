@@ -1,4 +1,4 @@
-"""What decides each verdict: for each claim a pure function of its numbers, written before they were measured.
+"""What decides each verdict: for each claim a pure function of its numbers.
 
 Its docstring is the sentence that the page prints under the verdict. Numbers are lists of one value a seed. "Clearly"
 means that the whole 95 % interval of the differences, seed by seed, lies on that side.
