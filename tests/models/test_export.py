@@ -129,7 +129,12 @@ OPTIONS = [
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [pytest.param(*case, marks=[] if case[0] in ONE_OF_EACH else pytest.mark.slow) for case in CLASSIFIERS] + OPTIONS,
+    # The others belong to `make parity-whole`, which looks at every network.
+    [
+        pytest.param(*case, marks=[] if case[0] in ONE_OF_EACH else [pytest.mark.slow, pytest.mark.peers])
+        for case in CLASSIFIERS
+    ]
+    + OPTIONS,
 )
 def test_a_network_comes_back_as_it_was(tmp_path, name, options):
     model = models.create(name, num_classes=3, **options)
