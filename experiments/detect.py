@@ -7,7 +7,8 @@
 
 The data set is `scenes/NAME`, scenes made of the items of that set; a JSON file in COCO's form, beside its images; or a
 prepared set of tensorflow-datasets with boxes. The defaults reach AP 0.800 and AP50 0.978 of the test scenes (seed 0;
-8 minutes on 2 CPU cores; jax 0.10.2, flax 0.12.8). A backbone comes from `python -m experiments.classify --model resnet18 --out runs/resnet18`.
+8 minutes on 2 CPU cores; jax 0.10.2, flax 0.12.8). A backbone comes from `python -m experiments.classify --model
+resnet18 --out runs/resnet18`.
 """
 
 from dataclasses import dataclass
