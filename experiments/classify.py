@@ -44,7 +44,7 @@ class Config(Recipe):
 def main(config: Config) -> None:
     over = recipe.check("classify", config)
     tasks.classify(2, label_smoothing=config.label_smoothing)  # complains before the data is read, too
-    if config.norm and not recipe.offers(config.model, "norm"):
+    if config.norm and "norm" not in models.options_of(config.model):
         raise InputError(f"--norm {config.norm}: {config.model} has one norm of its own: leave the flag out")
     dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
     dataset, config = recipe.small(config, dataset)
@@ -85,7 +85,7 @@ def network(config: Config, dataset: data.Dataset):
         print(net.report)
         return net.model, net.options, net.variables
     options |= {"num_classes": classes}
-    if recipe.offers(config.model, "stem"):
+    if "stem" in models.options_of(config.model):
         options |= {"stem": "small" if height <= 64 else "large"}
     return models.create(config.model, **options), options, None
 

@@ -13,7 +13,6 @@ import optax
 
 from cnn_jax import cli, data, models, reporting, runtime, training
 from cnn_jax.errors import InputError
-from cnn_jax.models.catalogue import MODELS
 from cnn_jax.run import Run, default_path
 
 KINDS = {"classify": "a classifier", "detect": "a detector", "segment": "a segmenter"}
@@ -84,12 +83,6 @@ def kind_of(model: nn.Module) -> str:
     if isinstance(outputs, list):  # a level of the pyramid each
         return "detect"
     return "classify" if jax.tree.leaves(outputs)[0].ndim == 2 else "segment"
-
-
-def offers(name: str, option: str) -> bool:
-    """Whether the network of that name leaves `option`, such as "norm", to choose."""
-    member = MODELS[name]
-    return option in {field.name for field in dataclasses.fields(member.func)} - {*member.keywords}
 
 
 def optimiser(config: Recipe, *, steps: int, warmup: int) -> tuple[optax.Schedule, optax.GradientTransformation]:

@@ -7,7 +7,7 @@
 A new network is a file beside these, and a line in `catalogue.MODELS`.
 """
 
-from cnn_jax.models.catalogue import create, names
+from cnn_jax.models.catalogue import create, names, options_of
 from cnn_jax.models.describe import describe
 from cnn_jax.models.export import export, load_exported, save_pretrained
 from cnn_jax.models.platform import traced_for
@@ -22,6 +22,7 @@ __all__ = [
     "load_exported",
     "load_pretrained",
     "names",
+    "options_of",
     "save_pretrained",
     "traced_for",
 ]

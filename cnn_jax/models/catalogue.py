@@ -39,19 +39,28 @@ def names() -> list[str]:
     return sorted(MODELS)
 
 
+def options_of(name: str) -> set[str]:
+    """The options that `create` takes for that network, such as "norm"; those that make it this member are none.
+
+    Raises:
+        InputError: no such network.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    member = MODELS[name]
+    return {field.name for field in dataclasses.fields(member.func)} - {"parent", "name", *member.keywords}
+
+
 def create(name: str, **options) -> nn.Module:
     """The network of that name. Its options are the attributes of its class, such as `num_classes` and `dtype`.
 
     Raises:
         InputError: no such network, or it has no such option, or less than one class.
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    member = MODELS[name]
-    fields = {field.name for field in dataclasses.fields(member.func)} - {"parent", "name", *member.keywords}
+    known = options_of(name)
     for option in options:
-        if option not in fields:
-            raise unknown(f"option of {name}", option, fields)
+        if option not in known:
+            raise unknown(f"option of {name}", option, known)
     if options.get("num_classes", 1) < 1:
         raise InputError(f"num_classes is {options['num_classes']}: it must be 1 or more")
-    return member(**options)
+    return MODELS[name](**options)
