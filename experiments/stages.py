@@ -53,8 +53,23 @@ def blocks(
         note += f" Linear probes: what a linear classifier reads off a stage, learned from {len(train[0]):,} images of "
         note += f"the training split; accuracy on {len(test[0]):,} of the test split."
 
-    units = awake(key, found, stage)
     noise = jax.random.normal(key, (4, *images.shape[1:]))
+    shapes = analysis.capture(model, variables, noise[:1])
+    fields = {
+        name: receptive.effective(model, variables, noise, stage=name)
+        for name in table
+        if shapes[name].ndim == 4 and shapes[name][0, ..., 0].size > 1
+    }
+    extents = {name: receptive.extent(counts) for name, counts in fields.items()}
+    sizes = {name: [f"{box[0]}×{box[1]}", f"{side:.1f}"] for name, (box, side) in extents.items()}
+    table = {name: [*row, *sizes.get(name, ["all", ""])] for name, row in table.items()}
+    header += ["sees", "effectively"]
+    note += (
+        f" Sees: the pixels of {images.shape[1]}×{images.shape[2]} on which a unit in the middle depends; effectively: "
+    )
+    note += "the side of a square as large as those that count at least 4.55 % of what the most does."
+
+    units = awake(key, found, stage)
     field = receptive.measured(model, variables, noise, stage=stage)
     strongest = analysis.exciting(
         model, variables, images, stage=stage, units=units, count=min(PATCHES, len(images)), batch_size=16
@@ -67,6 +82,17 @@ def blocks(
     grid = reporting.plots.image_grid
     titles = [f"unit {unit}" for unit in units]
     figures = [
+        draw(
+            "fields",
+            grid(
+                np.stack([inside.heat(counts) for counts in fields.values()]),
+                [f"{name}\n{sizes[name][0]}" for name in fields],
+                columns=min(8, len(fields)),
+                wide=len(fields) > 4,
+            ),
+            "What a unit in the middle of each stage sees: how much each pixel counts for it, the mean of the absolute "
+            "gradient over noise. Bright pixels count; black ones do not.",
+        ),
         draw(
             "patches",
             grid(

@@ -113,8 +113,7 @@ def effective(
     Raises:
         InputError: no such stage, place or channel.
 
-    Source: Luo et al. 2016, "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", who
-    call a pixel a part of the field if it counts at least 4.55 % of what the middle one does.
+    Source: Luo et al. 2016, "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks".
     """
     height, width, channels = _sides(model, variables, images, stage)
     row, column = (height // 2, width // 2) if place is None else place
@@ -123,6 +122,21 @@ def effective(
     if channel is not None:
         check_units([channel], stage, channels)
     return _gradients(model, variables, images, stage, np.array([[row, column]]), channel, batch_size)[0]
+
+
+def extent(counts: np.ndarray) -> tuple[tuple[int, int], float]:
+    """How large a field is: (rows, columns) of the box around all that counts, and the side of the effective field.
+
+    Effective is what counts at least 4.55 % of what counts most; its side is that of a square with as many pixels. Luo
+    et al. 2016 compare with the middle pixel, which behind pools of even sides is no more than one of several.
+
+    Args:
+        counts: f32[H,W], what `effective` gives. Of one that is zero everywhere, all sides are 0.
+    """
+    if not counts.any():
+        return (0, 0), 0.0
+    box = tuple(int(np.ptp(np.flatnonzero(counts.any(axis)))) + 1 for axis in (1, 0))
+    return box, float(np.sqrt((counts >= 0.0455 * counts.max()).sum()))
 
 
 def patches(images: np.ndarray, found: Exciting, field: Field, *, fill: float = 0) -> np.ndarray:

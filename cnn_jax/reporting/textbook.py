@@ -1,4 +1,4 @@
-"""The page of sentences that were tested: a paragraph, a figure, a number and a verdict for each."""
+"""The page of sentences that were tested: a paragraph, tests, a figure, a number and a verdict for each."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def write(folder: Path, *, title: str, command: str, claims: Mapping, notes: Seq
 
     Args:
         claims: name → claim, each with the texts `said`, `found`, `number`, `verdict` (of `MARKS`) and `caption`, a
-            `figure`, and `numbers`, name → number.
+            `figure`, `tests`, what is expected → whether it is so, and `numbers`, name → number.
         notes: paragraphs on how it was done.
     """
     folder = Path(folder)
@@ -29,14 +29,17 @@ def write(folder: Path, *, title: str, command: str, claims: Mapping, notes: Seq
         (str(i), name, claim, f"{MARKS[claim.verdict]} {claim.verdict}")
         for i, (name, claim) in enumerate(claims.items(), start=1)
     ]
-    rows = [[i, claim.said, claim.number, verdict] for i, _, claim, verdict in judged]
+    rows = [
+        [i, claim.said, claim.number, f"{verdict}, {sum(claim.tests.values())} of {len(claim.tests)}"]
+        for i, _, claim, verdict in judged
+    ]
     return write_report(
         folder / "report.html",
         title=title,
         summary=[
             Cards([(f"{MARKS[verdict]} {verdict}", str(count), "") for verdict, count in counts.items()]),
             *notes,
-            Table(["", "what is said", "what was measured", "verdict"], rows),
+            Table(["", "what is said", "what was measured", "verdict, tests met"], rows),
             Code(command),
         ],
         sections=[
@@ -45,6 +48,7 @@ def write(folder: Path, *, title: str, command: str, claims: Mapping, notes: Seq
                 [
                     Cards([("verdict", verdict, claim.number)]),
                     claim.found,
+                    Table(["expected", "seen"], [[test, "✓" if met else "✗"] for test, met in claim.tests.items()]),
                     draw(f"claim_{i.zfill(2)}", claim.figure, claim.caption),
                 ],
                 f"{i}. {name.replace('_', ' ')}",

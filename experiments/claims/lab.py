@@ -11,7 +11,7 @@ import numpy as np
 
 from cnn_jax import data, models, tasks, training
 from cnn_jax.statistics import interval
-from experiments.claims.rules import Verdict
+from experiments.claims.rules import Tests, Verdict, judge
 
 
 class Claim(NamedTuple):
@@ -23,19 +23,18 @@ class Claim(NamedTuple):
     """A paragraph on what was done and seen."""
     number: str
     """The number that decides, with its interval."""
-    rule: str
-    """What verdict follows from which numbers, in a sentence."""
-    verdict: Verdict
+    tests: Tests
+    """What decides: one of `rules`."""
     figure: Any
     """A matplotlib figure."""
     caption: str
     numbers: dict[str, float]
     """For `summary.json`."""
 
-
-def judged(rule: Callable[..., Verdict], *numbers) -> dict[str, str]:
-    """`rule` and `verdict` of a claim, by one of `rules` and its numbers."""
-    return {"rule": " ".join(rule.__doc__.split()), "verdict": rule(*numbers)}
+    @property
+    def verdict(self) -> Verdict:
+        """What follows from the tests."""
+        return judge(self.tests)
 
 
 class Lab:

@@ -11,7 +11,7 @@ from cnn_jax.data import augment
 from cnn_jax.reporting import comparisons as draw
 from cnn_jax.statistics import interval
 from experiments.claims import rules
-from experiments.claims.lab import Claim, Lab, judged, several
+from experiments.claims.lab import Claim, Lab, several
 
 
 def hunger(lab: Lab) -> Claim:
@@ -44,7 +44,7 @@ def hunger(lab: Lab) -> Claim:
         + ".",
         number=f"{several(net[fewest])} from {fewest:,} (linear {several(linear[fewest])}), {several(net[most])} from "
         f"{most:,} (linear {several(linear[most])})",
-        **judged(rules.hunger, net[fewest], net[most], linear[fewest]),
+        tests=rules.hunger(net[fewest], net[most], linear[fewest]),
         figure=draw.lines(found, "labelled images", "test accuracy, %"),
         caption="Accuracy by the number of labelled images.",
         numbers={f"hunger_{n}": interval(values)[0] for n, values in net.items()}
@@ -91,7 +91,7 @@ def transfer(lab: Lab) -> Claim:
         f"another starts from nothing. Accuracy {told}. The first classes have {len(known):,} images; what "
         "thousands of kinds of photographs teach, experiments.transfer measures.",
         number=f"{several(tuned[few])} fine-tuned, {several(scratch[few])} from scratch, from {few} of each",
-        **judged(rules.transfer, [(tuned[n], scratch[n]) for n in shots]),
+        tests=rules.transfer({n: (tuned[n], scratch[n]) for n in shots}),
         figure=draw.lines(found, "labelled examples of each new class", "test accuracy, %"),
         caption="New classes from few labels.",
         numbers={f"transfer_{way}_{n}": interval(of[n])[0] for way, of in found.items() for n in shots},
@@ -132,7 +132,6 @@ def over_fitting(lab: Lab) -> Claim:
         chance.append(accuracy(variables))
     few = sizes[0]
     told = "; ".join(f"with {way} {several(tests[way][few])} (gap {several(gaps[way][few], unit='')})" for way in ways)
-    plain, *helped = (of[few] for of in tests.values())
     return Claim(
         said="CNNs over-fit small sets; dropout, weight decay and augmentation help.",
         found=f"SimpleCNN learns from {few} images for {steps} steps. Of new images it then names rightly, and the gap "
@@ -142,7 +141,7 @@ def over_fitting(lab: Lab) -> Claim:
         "other strengths were not tried.",
         number=f"gap {several(gaps['nothing'][few], unit='')} points from {few} images; on new ones "
         + ", ".join(f"{way} {several(of[few])}" for way, of in tests.items()),
-        **judged(rules.over_fitting, gaps["nothing"][few], plain, helped),
+        tests=rules.over_fitting(gaps["nothing"][few], {way: of[few] for way, of in tests.items()}),
         figure=draw.lines(tests, "images to learn from", "test accuracy, %"),
         caption="Accuracy on new images.",
         numbers={f"gap_{way}_{n}": interval(of[n])[0] for way, of in gaps.items() for n in sizes}

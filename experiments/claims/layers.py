@@ -7,7 +7,7 @@ import numpy as np
 from cnn_jax.reporting import comparisons as draw
 from cnn_jax.statistics import interval
 from experiments.claims import rules
-from experiments.claims.lab import Claim, Lab, judged, means, several
+from experiments.claims.lab import Claim, Lab, means, several
 from experiments.claims.networks import Tower
 
 
@@ -47,7 +47,7 @@ def gradient_flow(lab: Lab) -> Claim:
         + ".",
         number=f"10^({several(lost, scale=1, unit='')}) with the sigmoid, "
         f"10^({several(found['ReLU'], scale=1, unit='')}) with ReLU",
-        **judged(rules.gradient_flow, lost, [values for way, values in found.items() if way != "sigmoid"]),
+        tests=rules.gradient_flow(found),
         figure=draw.lines(
             {way: {i + 1: np.log10(np.maximum(of[:, i], 1e-30)) for i in range(depth)} for way, of in flow.items()},
             "convolution, from the image", "gradient, power of ten", scale=1, log=False,
@@ -75,7 +75,7 @@ def relu(lab: Lab) -> Claim:
         f"{len(rates)} rates, which a seed of its own has chosen: {told}. Without any, two max poolings are all that "
         "is not linear in it. Whether depth is then worth anything was not tested, nor what longer training changes.",
         number=", ".join(f"{name} {several(values)}" for name, values in found.items()),
-        **judged(rules.relu, found),
+        tests=rules.relu(found),
         figure=draw.bars(found, "test accuracy, %"),
         caption=f"Accuracy after {lab.steps} steps; bars are 95 % intervals over {len(lab.seeds)} seeds.",
         numbers=means(found, "relu") | {f"relu_rate_{name}": rate for name, rate in chosen.items()},
@@ -95,6 +95,7 @@ def batch_norm(lab: Lab) -> Claim:
         chosen[way] = max(trial, key=trial.get)
     best = {way: found[way][chosen[way]] for way in found}
     largest = {way: found[way][rates[-1]] for way in found}
+    cases = {"at the best rate of each": tuple(best.values()), f"at {rates[-1]:g}": tuple(largest.values())}
     return Claim(
         said="Batch norm makes training faster and allows larger learning rates.",
         found=f"Six convolutions learn for {lab.steps} steps of Adam at each rate, with batch norm and without. Which "
@@ -103,7 +104,7 @@ def batch_norm(lab: Lab) -> Claim:
         f"{several(largest['with'])} with and {several(largest['without'])} without.",
         number=f"at the best rate of each {several(best['with'])} with, {several(best['without'])} without; at "
         f"{rates[-1]:g} {several(largest['with'])} and {several(largest['without'])}",
-        **judged(rules.batch_norm, tuple(best.values()), tuple(largest.values())),
+        tests=rules.batch_norm(cases),
         figure=draw.lines(found, "learning rate", "test accuracy, %"),
         caption="Accuracy by learning rate, with batch norm and without.",
         numbers={f"batch_norm_{way}_{rate:g}": interval(of[rate])[0] for way, of in found.items() for rate in rates},

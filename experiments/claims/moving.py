@@ -8,7 +8,7 @@ from cnn_jax.analysis import translation as moves
 from cnn_jax.reporting import comparisons as draw
 from cnn_jax.statistics import interval
 from experiments.claims import rules
-from experiments.claims.lab import Claim, Lab, judged, means, several
+from experiments.claims.lab import Claim, Lab, means, several
 from experiments.claims.networks import Tower
 
 
@@ -40,7 +40,7 @@ def pooling(lab: Lab) -> Claim:
         number=f"right in place and moved, under a flattened head: max {several(right['max, flattened'])}, strides "
         f"{several(right['strides, flattened'])}; averaged: {several(right['max, averaged'])}, "
         f"{several(right['strides, averaged'])}",
-        **judged(rules.pooling, right, accuracy["max, flattened"]),
+        tests=rules.pooling(right, accuracy["max, flattened"]),
         figure=draw.bars(right, f"right in place and under shifts of up to {reach}, %"),
         caption="Images that are named rightly in place and stay so, by pooling and head.",
         numbers=means(right, "right_and_kept") | means(accuracy, "accuracy"),
@@ -81,7 +81,7 @@ def translation(lab: Lab) -> Claim:
         f"named rightly instead of {several(still)}, by {reach} pixels {several(rings[reach])}. The dense layer has a "
         "weight for each place.",
         number=f"{several(lost, unit='')} points lost by {far} pixels; no map is {differs}",
-        **judged(rules.translation, exact, lost),
+        tests=rules.translation(exact, lost),
         figure=draw.heat_map(np.mean([m.accuracy for m in maps], axis=0), reach),
         caption="Test accuracy under each shift, in per cent.",
         numbers={"equivariance_error": exact}

@@ -10,7 +10,7 @@ from cnn_jax.analysis import receptive
 from cnn_jax.reporting import comparisons as draw
 from cnn_jax.statistics import interval
 from experiments.claims import rules
-from experiments.claims.lab import Claim, Lab, judged, several
+from experiments.claims.lab import Claim, Lab, several
 from experiments.claims.networks import Tower
 
 
@@ -36,11 +36,11 @@ def sharing(lab: Lab) -> Claim:
     filter_size = sum(leaf.size for leaf in jax.tree.leaves(conv))
     dense = 32 * 32 * 3 * 32 * 32
     few, many = sizes[0], sizes[-1]
-    pairs = [
-        (found[f"shared, {where}"][n], found[f"a filter for each place, {where}"][n])
+    cases = {
+        f"from {n:,} images, {where}": (found[f"shared, {where}"][n], found[f"a filter for each place, {where}"][n])
         for where in ("in place", "moved")
         for n in sizes
-    ]
+    }
     told = "; ".join(
         f"from {n:,} images {several(found['shared, in place'][n])} with shared filters and "
         f"{several(found['a filter for each place, in place'][n])} with the others, moved by two pixels down and right "
@@ -59,7 +59,7 @@ def sharing(lab: Lab) -> Claim:
             f"from {n:,} images"
             for n in dict.fromkeys((few, many))
         ),
-        **judged(rules.sharing, pairs),
+        tests=rules.sharing(cases),
         figure=draw.lines(found, "images to learn from", "test accuracy, %"),
         caption="Shared filters, and a filter for each place.",
         numbers={f"sharing_{way}_{n}": interval(of[n])[0] for way, of in found.items() for n in sizes}
@@ -95,7 +95,7 @@ def hierarchy(lab: Lab) -> Claim:
         "tested.",
         number=f"edges: {several(edges)} of the filters' energy; linear probes: "
         + ", ".join(f"{stage} {several(found[stage])}" for stage in stages),
-        **judged(rules.hierarchy, edges, [found[stage] for stage in stages]),
+        tests=rules.hierarchy(edges, found),
         figure=draw.bars(found, "accuracy of a linear probe, %"),
         caption="What can be read off each stage.",
         numbers={f"probe_{stage}": interval(values)[0] for stage, values in found.items()}

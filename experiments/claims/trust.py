@@ -12,7 +12,7 @@ from cnn_jax.analysis.report_card import edges, random_map
 from cnn_jax.reporting import comparisons as draw
 from cnn_jax.statistics import interval
 from experiments.claims import rules
-from experiments.claims.lab import Claim, Lab, judged, several
+from experiments.claims.lab import Claim, Lab, several
 
 
 def cost(lab: Lab) -> Claim:
@@ -53,7 +53,7 @@ def cost(lab: Lab) -> Claim:
         "of one program; the rest is counted, and has none).",
         number=f"{small[0]:.0%} of the weights, {small[1]:.0%} of the FLOPs (SimpleCNN); {large[0]:.0%}, "
         f"{large[1]:.1%} (ResNet-50); exact counts",
-        **judged(rules.cost, share.values(), reuse.values()),
+        tests=rules.cost({title: (*of, reuse[title]) for title, of in share.items()}),
         figure=draw.shares({title: dict(zip(("weights", "FLOPs"), of, strict=True)) for title, of in share.items()}),
         caption="The convolutions' share of weights and arithmetic.",
         numbers={f"convolutions_weights_{title}": of[0] for title, of in share.items()}
@@ -93,7 +93,7 @@ def fooled(lab: Lab) -> Claim:
         f"{several(found['FGSM'][at])}, in {steps} steps (PGD) {several(found['PGD'][at])}; unchanged "
         f"{several(found['PGD'][0.0])}.",
         number=f"{several(found['PGD'][at])} under PGD, {several(found['noise'][at])} under noise, ε = {at:g}",
-        **judged(rules.fooled, found["PGD"][at], found["noise"][at]),
+        tests=rules.fooled(found["PGD"][at], found["noise"][at]),
         figure=draw.lines(found, "largest change of a pixel", "accuracy, %", log=False),
         caption="Accuracy by how far each pixel may change.",
         numbers={f"{name}_{e:g}": interval(values)[0] for name, of in found.items() for e, values in of.items()},
@@ -122,7 +122,7 @@ def black_box(lab: Lab) -> Claim:
         for name, method in methods.items():
             area = faithfulness.deletion(sure, images, method(score), baseline=empty).area
             found[name].append(float(np.mean(area)))
-    bare, explained = list(found)[:2], list(found)[2:]
+    bare = list(found)[:2]
     unit = {"scale": 1, "unit": "", "digits": 3}
     return Claim(
         said="CNNs are black boxes, hard to interpret.",
@@ -132,7 +132,7 @@ def black_box(lab: Lab) -> Claim:
         + "; ".join(f"{name} {several(values, **unit)}" for name, values in found.items())
         + ". This tests whether maps find pixels that count, and not whether people understand a network by them.",
         number=", ".join(f"{name} {several(found[name], **unit)}" for name in ("integrated gradients", *bare)),
-        **judged(rules.black_box, [found[name] for name in explained], [found[name] for name in bare]),
+        tests=rules.black_box(found, bare),
         figure=draw.bars(found, "probability while covered (lower is better)", scale=1),
         caption="How well each map finds the pixels that count.",
         numbers={f"deletion_{name}": interval(values)[0] for name, values in found.items()},

@@ -7,7 +7,7 @@ import pytest
 from networks import filled
 
 from cnn_jax import models
-from cnn_jax.analysis.receptive import Field, Layer, chain, effective, measured
+from cnn_jax.analysis.receptive import Field, Layer, chain, effective, extent, measured
 from cnn_jax.errors import InputError
 from cnn_jax.models.layers import Conv, tap
 from cnn_jax.models.resnet import ResNet
@@ -78,6 +78,17 @@ def test_the_effective_field_of_sums_is_a_convolution_of_windows():
     expected = np.zeros((9, 11))
     expected[2:7, 1:6] = np.outer([1, 2, 3, 2, 1], [1, 2, 3, 2, 1])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_extent_of_an_effective_field():
+    counts = np.zeros((9, 11), np.float32)
+    counts[1:8, 2:9] = np.outer([1, 3, 6, 7, 6, 3, 1], [1, 3, 6, 7, 6, 3, 1])  # three 3×3 kernels of ones
+    box, side = extent(counts)
+    assert box == (7, 7)
+    assert side == pytest.approx(45**0.5)  # but for the corners, 1 of 49, which is less than 4.55 %
+    counts[0, 5] = 2  # another row, too little to be effective
+    assert extent(counts) == ((8, 7), side)
+    assert extent(np.zeros((3, 3))) == ((0, 0), 0)
 
 
 def test_one_channel():

@@ -30,14 +30,14 @@ def test_interpret(run, tmp_path):
     assert summary["edges_randomisation"] == pytest.approx(1)
     assert summary["edges_max_sensitivity"] > 0
     page = (tmp_path / "inside" / "report.html").read_text()
-    assert page.count("data:image/png") == 4
+    assert page.count("data:image/png") == 5
     for method in METHODS:
         assert f"measuring {method}\n" in out
         assert method in page
         assert summary[f"{method}_blank"] == 0
         assert 0 < summary[f"{method}_deletion"] < 1
     assert summary["IG_completeness"] < summary["gradient_completeness"]
-    for words in ("linear probe", "2 draws of the weights", "8×8 pixels that a unit sees"):
+    for words in ("linear probe", "2 draws of the weights", "8×8 pixels that a unit sees", ">3×3</td>", ">8×8</td>"):
         assert words in page
 
 

@@ -24,7 +24,7 @@ def test_all_claims(tmp_path):
     # 320 + 18,496 of 421,642 parameters are in convolutions.
     assert summary["convolutions_weights_SimpleCNN"] == pytest.approx(18_816 / 421_642)
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("data:image/png") == page.count("The rule: ") == 13
+    assert page.count("data:image/png") == page.count(">expected</th>") == 13
     assert "in 2 steps (PGD)" in page
     assert "digit" not in page
 
@@ -103,11 +103,20 @@ def nonlinear(*values):
     return dict(zip(("ReLU", "tanh", "sigmoid", "none"), values, strict=True))
 
 
+def stages(*values):
+    return dict(zip(("conv1", "conv2", "fc1"), values, strict=True))
+
+
 @pytest.mark.parametrize(
     ("rule", "holds", "in_part", "fails"),
     [
-        (rules.sharing, [[(HIGH, LOW)] * 2], [[(HIGH, LOW), (NOISY, LOW)]], [[(LOW, HIGH), (NOISY, HIGH)]]),
-        (rules.hierarchy, [MIDDLE, [LOW, MIDDLE, HIGH]], [LOW, [LOW, MIDDLE, NOISY]], [NOISY, [HIGH, MIDDLE, LOW]]),
+        (rules.sharing, [{"a": (HIGH, LOW)}], [{"a": (HIGH, LOW), "b": (NOISY, LOW)}], [{"a": (NOISY, HIGH)}]),
+        (
+            rules.hierarchy,
+            [MIDDLE, stages(LOW, MIDDLE, HIGH)],
+            [LOW, stages(LOW, MIDDLE, NOISY)],
+            [NOISY, stages(HIGH, MIDDLE, LOW)],
+        ),
         (
             rules.pooling,
             [pooled(HIGH, MIDDLE, HIGH, LOW), HIGH],
@@ -115,44 +124,55 @@ def nonlinear(*values):
             [pooled(LOW, MIDDLE, LOW, LOW), HIGH],
         ),
         (rules.translation, [0.0, [0.001, 0.002, 0.003]], [0.0, LOW], [0.1, [0.009, 0.011, 0.01]]),
-        (rules.gradient_flow, [DEEP, [FLAT, FLAT]], [DEEP, [FLAT, DEEP]], [FLAT, [FLAT, FLAT]]),
+        (
+            rules.gradient_flow,
+            [{"sigmoid": DEEP, "ReLU": FLAT}],
+            [{"sigmoid": FLAT, "ReLU": FLAT}],
+            [{"sigmoid": FLAT, "ReLU": DEEP}],
+        ),
         (
             rules.relu,
             [nonlinear(HIGH, MIDDLE, LOW, LOW)],
             [nonlinear(HIGH, HIGH, LOW, NOISY)],
             [nonlinear(MIDDLE, HIGH, NOISY, HIGH)],
         ),
-        (rules.batch_norm, [(HIGH, MIDDLE), (HIGH, LOW)], [(HIGH, HIGH), (HIGH, LOW)], [(LOW, HIGH), (NOISY, LOW)]),
-        (rules.hunger, [LOW, HIGH, MIDDLE], [LOW, HIGH, LOW], [HIGH, HIGH, MIDDLE]),
-        (rules.transfer, [[(HIGH, LOW)] * 2], [[(HIGH, LOW), (LOW, LOW)]], [[(NOISY, LOW), (LOW, LOW)]]),
+        (
+            rules.batch_norm,
+            [{"best": (HIGH, MIDDLE), "largest": (HIGH, LOW)}],
+            [{"best": (HIGH, HIGH), "largest": (HIGH, LOW)}],
+            [{"best": (LOW, HIGH), "largest": (NOISY, LOW)}],
+        ),
+        (rules.hunger, [LOW, HIGH, MIDDLE], [LOW, HIGH, LOW], [HIGH, LOW, MIDDLE]),
+        (rules.transfer, [{1: (HIGH, LOW)}], [{1: (HIGH, LOW), 5: (LOW, LOW)}], [{1: (NOISY, LOW), 5: (LOW, LOW)}]),
         (
             rules.over_fitting,
-            [LOW, LOW, [MIDDLE, HIGH, HIGH]],
-            [LOW, LOW, [LOW, NOISY, LOW]],
-            [[0.04, 0.05, 0.06], LOW, [LOW, NOISY, LOW]],
+            [LOW, {"nothing": LOW, "dropout": MIDDLE, "shifts": HIGH}],
+            [LOW, {"nothing": LOW, "dropout": NOISY, "shifts": LOW}],
+            [[0.04, 0.05, 0.06], {"nothing": LOW, "dropout": NOISY, "shifts": LOW}],
         ),
         (
             rules.cost,
-            [[(0.1, 0.9), (0.4, 0.6)], (4, 100)],
-            [[(0.1, 0.9), (0.9, 0.99)], (4, 100)],
-            [[(0.6, 0.4), (0.9, 0.1)], (1, 2)],
+            [{"a": (0.1, 0.9, 4), "b": (0.4, 0.6, 100)}],
+            [{"a": (0.1, 0.9, 4), "b": (0.9, 0.99, 100)}],
+            [{"a": (0.6, 0.4, 1), "b": (0.9, 0.1, 2)}],
         ),
         (rules.fooled, [LOW, HIGH], [[0.56, 0.57, 0.58], MIDDLE], [NOISY, HIGH]),
         (
             rules.black_box,
-            [[HIGH, NOISY], [MIDDLE, MIDDLE]],
-            [[LOW, NOISY], [MIDDLE, MIDDLE]],
-            [[LOW, LOW], [MIDDLE, HIGH]],
+            [{"random": HIGH, "edges": NOISY, "Grad-CAM": MIDDLE, "gradient": MIDDLE}, ("random", "edges")],
+            [{"random": HIGH, "edges": MIDDLE, "Grad-CAM": LOW, "gradient": MIDDLE}, ("random", "edges")],
+            [{"random": HIGH, "edges": MIDDLE, "Grad-CAM": LOW}, ("random", "edges")],
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_each_rule_gives_each_verdict(rule, holds, in_part, fails):
-    assert [rule(*numbers) for numbers in (holds, in_part, fails)] == ["holds", "holds in part", "does not hold"]
+    verdicts = [rules.judge(rule(*numbers)) for numbers in (holds, in_part, fails)]
+    assert verdicts == ["holds", "holds in part", "does not hold"]
 
 
 def test_methods_must_beat_both_maps_that_know_nothing():
-    assert rules.black_box([MIDDLE], [HIGH, LOW]) == "holds"
+    assert list(rules.black_box({"a": HIGH, "b": LOW, "Grad-CAM": MIDDLE}, ("a", "b")).values()) == [True]
 
 
 def test_edge_share():
