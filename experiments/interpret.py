@@ -118,9 +118,9 @@ def main(config: Config) -> None:
                 Table(
                     header, rows,
                     f"Mean and 95 % interval over {len(images)} images; of randomisation over {draws} draws of the "
-                    "weights; of shares, in brackets, Wilson's.",
+                    "weights; of pointing, in brackets, Wilson's.",
                 ),
-                *(f"{name}: {MEASURES[name]}." for name in card.measures),
+                Table(["measure", "what it says"], [[name, MEASURES[name]] for name in card.measures]),
             ]),
             Section("Stage by stage", of_stages),
         ],

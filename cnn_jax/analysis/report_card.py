@@ -86,12 +86,15 @@ class Card(NamedTuple):
     """f64[methods,measures], where it ends."""
 
     def table(self) -> list[list[str]]:
-        """Rows of text with a header: mean ± half the interval; of shares the mean, and the interval in brackets."""
+        """Rows of text with a header: mean ± half the interval; of pointing the interval in brackets; blank maps counted."""
+        count = self.values.shape[-1]
 
         def cell(measure, mean, low, high):
+            if measure == "blank":
+                return f"{round(mean * count)} of {count}"
             if measure in SHARES:
-                return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-            return f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ± {high - mean:.3f}"
+                return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+            return f"{mean:.2f}" if np.isnan(low) else f"{mean:.2f} ± {high - mean:.2f}"
 
         numbers = zip(self.methods, self.mean, self.low, self.high, strict=True)
         return [["", *self.measures], *([method, *map(cell, self.measures, *row)] for method, *row in numbers)]
