@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from commands import fails, succeeds
 
@@ -50,12 +51,28 @@ def test_a_run(weights, tmp_path):
 )
 def test_published_weights_know_faces(tmp_path):
     """The defaults, of fewer seeds and steps."""
-    few = ("--seeds", 2, "--shots", 20, "--steps", 5, "--scratch-steps", 1)
+    few = ("--seeds", 2, "--shots", 20, "--steps", 5)
     printed = succeeds(transfer, *few, "--out", tmp_path / "run")
     assert "Dataset('faces', 100 train, 100 test, 2 classes" in printed
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["linear_probe_20_accuracy"] > 0.85  # half of the images are faces
     assert summary["fine_tuned_20_accuracy"] > 0.75
+    assert summary["from_scratch_20_accuracy"] > 0.75
+
+
+def test_who_learns_from_scratch_does_not_take_the_momentum_of_a_long_training():
+    options = {"num_classes": 2, "padding": "same", "epsilon": 1e-3, "momentum": 0.01}
+    fresh = transfer.untrained("efficientnet_lite0", options)
+    assert fresh == models.create("efficientnet_lite0", num_classes=2, padding="same", epsilon=1e-3)
+    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(2)}
+    variables = fresh.init(jax.random.key(0), images)
+    _, moved = fresh.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
+    before, after = (of["batch_stats"]["stem_norm"]["mean"] for of in (variables, moved))
+    stem = jax.lax.conv_general_dilated(
+        images, variables["params"]["stem_conv"]["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(after - before, 0.1 * stem.mean((0, 1, 2)), atol=1e-5)  # a tenth of the way
 
 
 def test_mistakes_are_said_before_anything_is_written(weights, tmp_path):
