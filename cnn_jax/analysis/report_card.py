@@ -86,7 +86,7 @@ class Card(NamedTuple):
     """f64[methods,measures], where it ends."""
 
     def table(self) -> list[list[str]]:
-        """Rows of text with a header: means ± half of the interval; of pointing the interval; blank maps are counted."""
+        """Rows of text with a header: means ± half of the interval; of pointing the interval; blank maps by number."""
         count = self.values.shape[-1]
 
         def cell(measure, mean, low, high):
