@@ -95,6 +95,14 @@ def test_projection_is_the_nearest_point(images):
         )
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_where_nothing_rises_no_direction_is_steepest(norm):
+    gradient = jnp.zeros((2, 3, 3, 1)).at[1, 0, 0, 0].set(1e-30)  # whose square is 0 in float32
+    found = adversarial.steepest(gradient, norm=norm)
+    np.testing.assert_array_equal(found[0], 0)
+    np.testing.assert_allclose(found[1, ..., 0], np.diag([1, 0, 0]), rtol=1e-6)
+
+
 def test_starts_are_drawn_evenly_from_the_ball(key):
     images = np.full((2000, 1, 3, 1), 0.5, np.float32)
     draw = jax.jit(partial(adversarial.draw, epsilon=0.25, bounds=BOUNDS), static_argnames="norm")

@@ -60,6 +60,16 @@ def test_largest_eigenvalues(key, network):
         np.testing.assert_allclose(abs(direction @ vectors[:, -1 - i]), 1, atol=1e-3)
 
 
+def test_bounds_are_the_lengths_of_what_is_left_over(key, network):
+    """‖H v − λ v‖: so far at most from λ lies an eigenvalue."""
+    loss, params, hessian = network
+    found = curvature.eigenvalues(key, loss, params, count=3, steps=6)
+    directions = jax.vmap(lambda tree: ravel_pytree(tree)[0])(found.vectors)
+    left = np.linalg.norm(directions @ hessian - found.values[:, None] * directions, axis=1)
+    np.testing.assert_allclose(found.bounds, left, rtol=0.02)
+    assert (left > 0.01 * abs(found.values[0])).any()  # six steps are few
+
+
 def test_as_many_steps_as_parameters_give_all_eigenvalues(key, network):
     """Though many are nearly zero, and the others are found long before the last step."""
     hessian = network[2]

@@ -80,6 +80,17 @@ def test_the_effective_field_of_sums_is_a_convolution_of_windows():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_places():
+    images = noise(1, 9, 11, 1)
+    row = Row((Layer(3),))
+    at = {place: effective(row, ones(row, images), images, stage="row", place=place) for place in (None, (0, 0))}
+    assert [tuple(np.argwhere(counts).mean(0)) for counts in at.values()] == [
+        (4, 5),
+        (0.5, 0.5),
+    ]  # the middle, a corner
+    assert np.count_nonzero(at[0, 0]) == 4
+
+
 def test_the_extent_of_an_effective_field():
     counts = np.zeros((9, 11), np.float32)
     counts[1:8, 2:9] = np.outer([1, 3, 6, 7, 6, 3, 1], [1, 3, 6, 7, 6, 3, 1])  # three 3×3 kernels of ones

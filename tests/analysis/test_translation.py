@@ -61,6 +61,18 @@ def test_waves_are_shifted_by_parts_of_pixels(side):
     np.testing.assert_allclose(rolled, np.roll(images, (2, -1), (1, 2)), atol=1e-5)
 
 
+def test_of_the_highest_wave_the_part_is_kept_that_pixels_can_show():
+    """(-1)^y · cos x shifted by half a row is sin(π y) · cos x, 0 at every pixel; by a quarter 1/√2 of it is left."""
+    highest = np.where(np.arange(8) % 2, -1.0, 1.0)
+    slow = np.cos(2 * np.pi * np.arange(8) / 8)
+    images = (highest[:, None] * slow).astype(np.float32)[None, :, :, None]
+    for by, left in ((0.5, 0), (0.25, 0.5**0.5)):
+        down = translation.shift_between(images, jnp.array([by, 0.0]))
+        right = translation.shift_between(images.swapaxes(1, 2), jnp.array([0.0, by]))
+        np.testing.assert_allclose(down, left * images, atol=1e-6)
+        np.testing.assert_allclose(right, left * images.swapaxes(1, 2), atol=1e-6)
+
+
 def test_bilinear_shifts_are_those_of_scipy():
     image = noise(6, 7)
     move = partial(translation.shift_between, fill=2.0)

@@ -190,6 +190,11 @@ def test_random_resized_crop():
     oblong = make_batch(size=(8, 12))
     np.testing.assert_allclose(run(whole, oblong, size=(8, 8))["image"], floats(oblong)[:, :, 2:10], atol=1e-6)
 
+    # And of one that is too high.
+    np.testing.assert_allclose(
+        run(whole, make_batch(size=(12, 8)), size=(8, 8))["image"], floats(make_batch(size=(12, 8)))[:, 2:10], atol=1e-6
+    )
+
     # On a ramp, the box can be read off the result: the step between pixels is the box's side over the output's.
     ramp = np.broadcast_to((np.arange(40) / 40)[None, None, :, None], (200, 40, 40, 1)).astype(np.float32)
     got = np.asarray(run(A.random_resized_crop, {"image": ramp}, scale=(0.25, 0.25), ratio=(0.5, 2.0))["image"])
@@ -250,6 +255,15 @@ def test_mixup_blends_images_as_it_blends_labels(alpha):
     # Beta(α, α) has mean 1/2 and variance 1/(8α + 4).
     assert abs(own.mean() - 0.5) < 0.12
     assert abs(own.var() - 1 / (8 * alpha + 4)) < 0.03
+
+
+def test_the_box_of_cutmix_has_the_area_that_is_drawn(monkeypatch):
+    monkeypatch.setattr(A, "_own_share", lambda key, batch, alpha, p: jnp.full(len(batch["image"]), 0.75))
+    images = np.float32(np.broadcast_to(np.arange(200)[:, None, None, None] % 2, (200, 16, 12, 1)))
+    got = A.cutmix(jax.random.key(0), {"image": images, "label": np.arange(200) % 2}, num_classes=2)["image"]
+    pasted = np.asarray(got != images).sum((1, 2, 3))
+    assert pasted.max() == 8 * 6  # a quarter, where no border cuts it
+    assert pasted.min() >= 4 * 3  # around a corner
 
 
 def test_cutmix_weighs_labels_by_pixels():

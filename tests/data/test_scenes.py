@@ -53,6 +53,17 @@ def test_boxes_and_maps_are_those_of_the_pixels(made):
         assert ((made["map"][i] > 0) == (made["instances"][i] > 0)).all()
 
 
+@pytest.mark.parametrize("ground", [0.1, 0.45, 0.9])
+def test_what_is_painted_stands_out_and_is_a_colour(ground):
+    picture = jnp.full((4, 4, 3), ground)
+    ink = jnp.zeros((4, 4)).at[1, 1].set(1.0)
+    keys = jax.random.split(jax.random.key(0), 50)
+    painted = jax.vmap(lambda key: scenes._painted(key, picture, ink, 0.5)[1, 1])(keys)
+    assert (np.abs(painted - ground).max(1) >= 0.5 - 1e-6).all()
+    assert painted.min() >= 0
+    assert painted.max() <= 1.05 + 1e-6  # from just below the middle 0.6 more
+
+
 def test_sets_for_both_tasks():
     boxes = scenes.load(ITEMS, "boxes", train=3, test=2, size=48, most=4)
     maps = scenes.load(ITEMS, "map", train=3, test=2, size=48, most=4, seed=1)

@@ -53,6 +53,17 @@ def test_one_of_two_and_one_too_many():
     assert [metrics["ar1"], metrics["ar100"]] == pytest.approx([0.5, 0.5])
 
 
+def test_what_is_said_of_a_class_is_of_all_sizes_at_half():
+    # 50×50 against 50×26 in it, neither small nor large: IoU 0.52, which passes 0.5 alone.
+    box, within = (100, 100, 150, 150), (100, 100, 150, 126)
+    metrics = coco.summarize(*case([[(within, 0.9, 1)]], [[(box, 1, 0)]]), 3)
+    np.testing.assert_allclose(metrics["ap_per_class"], [np.nan, 0.1, np.nan])
+    np.testing.assert_allclose(metrics["ap50_per_class"], [np.nan, 1, np.nan])
+    np.testing.assert_allclose(metrics["precision50"][1], 1)
+    np.testing.assert_array_equal(metrics["support_per_class"], [0, 1, 0])
+    assert [metrics[name] for name in ("precision", "recall", "f1", "score_threshold")] == [1, 1, 1, 0.9]
+
+
 def test_the_overlap_decides_at_each_threshold():
     # 20×20 against 20×16 in it: IoU 0.8, which passes 0.5 to 0.8, seven of ten.
     metrics = coco.summarize(*case([[((10, 10, 30, 26), 0.9, 0)]], [[(BOX, 0, 0)]]), 1)

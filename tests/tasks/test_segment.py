@@ -34,6 +34,8 @@ def test_metrics_count_pixels():
     metrics = TASK.summarize([MEASURE(logits, batch)])
     confusion = slow(logits, batch["map"])
     np.testing.assert_array_equal(metrics["confusion"], confusion)
+    losses = np.asarray(TASK.loss(logits, batch)[0])
+    assert metrics["loss"] == pytest.approx(losses.sum() / 3, rel=1e-6)
     for c in range(C):
         union = confusion[c].sum() + confusion[:, c].sum() - confusion[c, c]
         assert metrics["iou_per_class"][c] == pytest.approx(confusion[c, c] / union)
