@@ -149,6 +149,9 @@ def test_rise_finds_what_the_score_sees(key):
     maps = np.asarray(attribution.rise(key, one_pixel, images, masks=3000, cells=4))[0]
     np.testing.assert_allclose(maps[:3, 4:], 0.5, atol=0.05)
     assert maps[5, 1] > max(0.95 * maps.max(), 0.6)
+    # What is not let through is the baseline: of 2 and 0.5 the score is 0.5 + 1.5 m, and so is the map.
+    beside = attribution.rise(key, one_pixel, 2 * images, masks=3000, cells=4, baseline=0.5)[0]
+    np.testing.assert_allclose(beside, 0.5 + 1.5 * maps, rtol=1e-4)
 
 
 def test_rise_shows_nothing_of_a_score_that_sees_nothing(key):

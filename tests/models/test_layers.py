@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from networks import compiled
 
+from cnn_jax.errors import InputError
 from cnn_jax.models import traced_for
 from cnn_jax.models.convolution import convolution
-from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, activated
+from cnn_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, activated, max_pool
 from cnn_jax.models.xla import kept
 
 # (size, side, stride, dilation), beside those of test_convolution.py; of one channel it is a sum over the places.
@@ -126,6 +127,32 @@ def test_gelu_is_its_formula():
     low = gelu(jnp.asarray(x, jnp.bfloat16))
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(np.float32), x * law, atol=0.02)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_max_pool_is_linens(key, window):
+    """In value, gradient and along a line; the rows left over have no gradient."""
+    x, along, weights = (jax.random.normal(k, (2, 7, 11, 3)) for k in jax.random.split(key, 3))
+
+    def linens(x):
+        return nn.max_pool(x, (window,) * 2, (window,) * 2)
+
+    def ours(x):
+        return max_pool(x, window=window)
+
+    np.testing.assert_array_equal(ours(x), linens(x))
+    weights = weights[:, : 7 // window, : 11 // window]
+    gradients = (jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(x) for pool in (ours, linens))
+    np.testing.assert_array_equal(*gradients)
+    lines = (jax.jvp(pool, (x,), (along,))[1] for pool in (ours, linens))
+    np.testing.assert_array_equal(*lines)
+
+
+def test_of_equal_pixels_max_pool_asks_the_first():
+    gradient = jax.grad(lambda x: max_pool(x).sum())(jnp.zeros((1, 2, 4, 1)))
+    np.testing.assert_array_equal(gradient[0, ..., 0], [[1, 0, 1, 0], [0, 0, 0, 0]])
+    with pytest.raises(InputError, match="images of 1×4 are smaller than its window of 2"):
+        max_pool(jnp.zeros((1, 1, 4, 1)))
 
 
 def test_what_is_kept_is_an_array_of_its_own():

@@ -114,6 +114,10 @@ def test_scale_brings_boxes_back_to_the_original_image():
     b = TASK.summarize([MEASURE(perfect(truth), half)])
     assert a["ap"] == b["ap"]
     assert (np.isnan(a["ap_medium"]), np.isnan(b["ap_medium"])) == (True, False)  # 31×30 is small, 62×60 is not
+    # One of that size in the first image too, where nothing is: it counts as wrong among the medium ones.
+    twice = {name: np.repeat(values[1:], 2, axis=0) for name, values in truth.items()}
+    alone = twice | {"scale": half["scale"], "objects": twice["objects"] & np.array([[False], [True]])}
+    assert TASK.summarize([MEASURE(perfect(twice), alone)])["ap_medium"] == pytest.approx(0.5)
 
 
 def test_what_is_found_ends_where_the_picture_does():

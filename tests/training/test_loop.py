@@ -165,7 +165,9 @@ def test_what_is_not_finite_is_not_saved(tmp_path, update, over, sentence):
         fit(tx=tx, checkpoints=checkpoints, ema_decay=None, over=over)
     assert error.value.exit_code == 1
     assert {path.name for path in tmp_path.iterdir()} == {str(step) for step in (5, 10) if step < update}
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoints.restore_variables().state))
+    variables = checkpoints.restore_variables().state
+    assert set(variables) == {"params", "batch_stats"}
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables))
     checkpoints.close()
 
 

@@ -95,6 +95,19 @@ def test_accumulation_is_the_whole_batch(sgd_step, key, accumulate):
     assert_close(whole_stats, parts_stats, atol=1e-5)
 
 
+def test_in_accumulation_the_statistics_go_from_part_to_part(key):
+    """Part i holds rows i, i + 2, …; each moves the running mean a tenth of the way to its own."""
+    tx, batch = optax.sgd(RATE), make_batch(8)
+    state = start(tx, Normed())
+    new, _ = make_step(tx, Normed(), accumulate=2)(state, batch, key)
+    by_hand = {"params": state.params, "batch_stats": state.batch_stats}
+    for part in (batch["image"][::2], batch["image"][1::2]):
+        _, changed_in_it = Normed().apply(by_hand, part, train=True, mutable=["batch_stats"])
+        by_hand |= changed_in_it
+    assert_close(new.batch_stats, by_hand["batch_stats"])
+    assert changed(state.batch_stats, new.batch_stats)
+
+
 def test_the_moving_average_by_hand(key):
     state, decay = start(optax.sgd(RATE), ema=True), 0.15
     step = make_step(ema_decay=decay)
