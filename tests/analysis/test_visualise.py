@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from networks import compiled, filled
 
-from cnn_jax import models
+from cnn_jax import analysis, models
 from cnn_jax.analysis.visualise import starting_noise, unit_score, visualise
 from cnn_jax.errors import InputError
 
@@ -49,6 +49,8 @@ def test_units_like_their_images_better_than_any_noise(key):
     noise = np.random.default_rng(0).uniform(size=(200, 12, 12, 1)).astype(np.float32)
     variables = filled(model, noise)
     answers = compiled(unit_score(model, variables, stage="conv2", units=np.arange(200) % 64), noise)
+    maps = analysis.capture(model, variables, noise[:9], names="conv2")["conv2"]
+    np.testing.assert_allclose(answers[:9], maps[np.arange(9), :, :, np.arange(9)].mean((1, 2)), rtol=1e-5)
     units = np.argsort(-answers)[:3] % 64  # such as are not silent
     found = visualise(key, unit_score(model, variables, stage="conv2", units=units), shape=(3, 12, 12, 1), steps=64)
     for unit, reached in zip(units, found.scores[-1], strict=True):
