@@ -9,7 +9,7 @@ Smooth: SmoothGrad; guided back-propagation, if the network has ReLUs); sets eac
 detector in a report card of its faithfulness, with means and 95 % intervals; and says of each stage how many units are
 dead, how much is silent, what a linear classifier reads off it, how alike it is to others, and what its units like to
 see. Writes runs/interpret or --out. The card makes every map some thirty times: of a large network take fewer steps,
-masks, squares and draws, as above. 32 digits of SimpleCNN take 3 minutes on 2 CPU cores, three photographs 5.
+masks, squares and draws, as above. 32 digits of SimpleCNN take 2 minutes on 2 CPU cores, three photographs 5.
 """
 
 from dataclasses import dataclass

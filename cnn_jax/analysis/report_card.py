@@ -26,7 +26,7 @@ MEASURES = {
     "insertion": "mean score while pixels come back to a blurred image, those of the greatest values first: "
     "high is good",
     "deletion": "mean score while pixels are covered, those of the greatest values first: low is good",
-    "max_sensitivity": "greatest change of the map under small changes of the image, in parts of the map: low is good; "
+    "sensitivity": "greatest change of the map under small changes of the image, in parts of the map: low is good; "
     "of maps that are not blank",
     "infidelity": "squared error of the map's sum over a square, at its best scale, as the fall of the score when the "
     "square is covered, in parts of the error of a map of zeros: low is good, 1 is nothing",
@@ -94,7 +94,8 @@ class Card(NamedTuple):
                 return f"{round(mean * count)} of {count}"
             if measure in SHARES:
                 return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
-            return f"{mean:.2f}" if np.isnan(low) else f"{mean:.2f} ± {high - mean:.2f}"
+            mean_text = f"{round(mean, 2) + 0.0:.2f}"  # no −0.00
+            return mean_text if np.isnan(low) else f"{mean_text} ± {high - mean:.2f}"
 
         numbers = zip(self.methods, self.mean, self.low, self.high, strict=True)
         return [["", *self.measures], *([method, *map(cell, self.measures, *row)] for method, *row in numbers)]
@@ -146,7 +147,7 @@ def report_card(
             "completeness": jnp.abs(total - difference) / jnp.where(size > 0, size, 1),
             "insertion": faithfulness.insertion(judged, images, maps, **options).area,
             "deletion": faithfulness.deletion(judged, images, maps, baseline=baseline, **options).area,
-            "max_sensitivity": faithfulness.max_sensitivity(of_noise, method, score, images, radius=radius),
+            "sensitivity": faithfulness.max_sensitivity(of_noise, method, score, images, radius=radius),
             "infidelity": faithfulness.infidelity(
                 of_squares, score, images, maps, baseline=baseline, samples=samples, **options
             ).relative,

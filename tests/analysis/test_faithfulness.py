@@ -224,7 +224,7 @@ def test_report_card(key):
     assert (column["randomisation"][0] < 0.9).all()
     np.testing.assert_array_equal(column["blank"], [[0] * 3, [0, 1, 0], [1] * 3, [0] * 3, [0] * 3])
     np.testing.assert_array_equal(column["pointing"], [[1] * 3, [1, 0, 1], [0] * 3, [1] * 3, [1] * 3])
-    for name in ("randomisation", "max_sensitivity"):
+    for name in ("randomisation", "sensitivity"):
         np.testing.assert_array_equal(np.isnan(column[name]), column["blank"] == 1)
         np.testing.assert_allclose(mean[name][1], np.nanmean(column[name][1]), rtol=1e-5)
         assert np.isnan([of[name][2] for of in (mean, low, high)]).all()

@@ -28,7 +28,7 @@ def test_interpret(run, tmp_path):
     summary = json.loads((tmp_path / "inside" / "summary.json").read_text())
     # An edge detector knows nothing of the network: whatever its weights, its map is the same.
     assert summary["edges_randomisation"] == pytest.approx(1)
-    assert summary["edges_max_sensitivity"] > 0
+    assert summary["edges_sensitivity"] > 0
     page = (tmp_path / "inside" / "report.html").read_text()
     assert page.count("data:image/png") == 5
     for method in METHODS:
