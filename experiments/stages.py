@@ -64,10 +64,8 @@ def blocks(
     sizes = {name: [f"{box[0]}×{box[1]}", f"{side:.1f}"] for name, (box, side) in extents.items()}
     table = {name: [*row, *sizes.get(name, ["all", ""])] for name, row in table.items()}
     header += ["sees", "effectively"]
-    note += (
-        f" Sees: the pixels of {images.shape[1]}×{images.shape[2]} on which a unit in the middle depends; effectively: "
-    )
-    note += "the side of a square as large as those that count at least 4.55 % of what the most does."
+    note += f" Sees: on which pixels of {images.shape[1]}×{images.shape[2]} a unit in the middle depends; effectively: "
+    note += "the side of a square of as many as count at least 4.55 % of what counts most."
 
     units = awake(key, found, stage)
     field = receptive.measured(model, variables, noise, stage=stage)
