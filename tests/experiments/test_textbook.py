@@ -110,7 +110,12 @@ def stages(*values):
 @pytest.mark.parametrize(
     ("rule", "holds", "in_part", "fails"),
     [
-        (rules.sharing, [{"a": (HIGH, LOW)}], [{"a": (HIGH, LOW), "b": (NOISY, LOW)}], [{"a": (NOISY, HIGH)}]),
+        (
+            rules.sharing,
+            [{"a": (HIGH, LOW), "b": (HIGH, LOW)}],
+            [{"a": (HIGH, LOW), "b": (NOISY, LOW)}],
+            [{"a": (LOW, HIGH), "b": (NOISY, HIGH)}],
+        ),
         (
             rules.hierarchy,
             [MIDDLE, stages(LOW, MIDDLE, HIGH)],
@@ -126,9 +131,9 @@ def stages(*values):
         (rules.translation, [0.0, [0.001, 0.002, 0.003]], [0.0, LOW], [0.1, [0.009, 0.011, 0.01]]),
         (
             rules.gradient_flow,
-            [{"sigmoid": DEEP, "ReLU": FLAT}],
-            [{"sigmoid": FLAT, "ReLU": FLAT}],
-            [{"sigmoid": FLAT, "ReLU": DEEP}],
+            [{"sigmoid": DEEP, "ReLU": FLAT, "residual": FLAT}],
+            [{"sigmoid": DEEP, "ReLU": FLAT, "residual": DEEP}],
+            [{"sigmoid": FLAT, "ReLU": FLAT, "residual": FLAT}],
         ),
         (
             rules.relu,
@@ -142,13 +147,18 @@ def stages(*values):
             [{"best": (HIGH, HIGH), "largest": (HIGH, LOW)}],
             [{"best": (LOW, HIGH), "largest": (NOISY, LOW)}],
         ),
-        (rules.hunger, [LOW, HIGH, MIDDLE], [LOW, HIGH, LOW], [HIGH, LOW, MIDDLE]),
-        (rules.transfer, [{1: (HIGH, LOW)}], [{1: (HIGH, LOW), 5: (LOW, LOW)}], [{1: (NOISY, LOW), 5: (LOW, LOW)}]),
+        (rules.hunger, [LOW, HIGH, MIDDLE], [LOW, HIGH, LOW], [HIGH, HIGH, MIDDLE]),
+        (
+            rules.transfer,
+            [{1: (HIGH, LOW), 5: (HIGH, LOW)}],
+            [{1: (HIGH, LOW), 5: (LOW, LOW)}],
+            [{1: (NOISY, LOW), 5: (LOW, LOW)}],
+        ),
         (
             rules.over_fitting,
-            [LOW, {"nothing": LOW, "dropout": MIDDLE, "shifts": HIGH}],
-            [LOW, {"nothing": LOW, "dropout": NOISY, "shifts": LOW}],
-            [[0.04, 0.05, 0.06], {"nothing": LOW, "dropout": NOISY, "shifts": LOW}],
+            [LOW, {"nothing": LOW, "dropout": MIDDLE, "decay": HIGH, "shifts": HIGH}],
+            [LOW, {"nothing": LOW, "dropout": LOW, "decay": NOISY, "shifts": LOW}],
+            [[0.04, 0.05, 0.06], {"nothing": LOW, "dropout": LOW, "decay": NOISY, "shifts": LOW}],
         ),
         (
             rules.cost,
@@ -159,9 +169,9 @@ def stages(*values):
         (rules.fooled, [LOW, HIGH], [[0.56, 0.57, 0.58], MIDDLE], [NOISY, HIGH]),
         (
             rules.black_box,
-            [{"random": HIGH, "edges": NOISY, "Grad-CAM": MIDDLE, "gradient": MIDDLE}, ("random", "edges")],
-            [{"random": HIGH, "edges": MIDDLE, "Grad-CAM": LOW, "gradient": MIDDLE}, ("random", "edges")],
-            [{"random": HIGH, "edges": MIDDLE, "Grad-CAM": LOW}, ("random", "edges")],
+            [{"random": MIDDLE, "edges": MIDDLE, "Grad-CAM": HIGH, "gradient": NOISY}, ("random", "edges")],
+            [{"random": MIDDLE, "edges": MIDDLE, "Grad-CAM": LOW, "gradient": NOISY}, ("random", "edges")],
+            [{"random": MIDDLE, "edges": HIGH, "Grad-CAM": LOW, "gradient": LOW}, ("random", "edges")],
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
