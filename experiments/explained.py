@@ -40,6 +40,12 @@ class Explained(NamedTuple):
         """f32[N,H,W,C], as the model takes them."""
         return normalised(self.raw, self.about)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{stage: its shape} of one image. Nothing is computed for it."""
+        found = jax.eval_shape(partial(analysis.capture, self.model), self.variables, self.images[:1])
+        return {name: values.shape for name, values in found.items()}
+
     def head(self, count: int) -> tuple[analysis.Score, jax.Array]:
         """The score and the images of the first."""
         targets = jax.tree.map(lambda values: values[:count], self.score.targets)

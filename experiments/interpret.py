@@ -61,8 +61,7 @@ def main(config: Config) -> None:
     steps, masks, draws = (2, 8, 2) if config.tiny else (config.steps, config.masks, config.draws)
     found = explained.load(config, few)
     about, images = found.about, found.images
-    shapes = analysis.capture(found.model, found.variables, images[:1])
-    stage = config.stage or coarsest({name: values.shape for name, values in shapes.items()})
+    stage = config.stage or coarsest(found.shapes)
     black = normalised(np.zeros((1, 1, 1, found.raw.shape[-1]), np.uint8), about)
     window = max(2, found.raw.shape[1] // config.squares)
     many = {"batch_size": 16}

@@ -54,11 +54,10 @@ def blocks(
         note += f"the training split; accuracy on {len(test[0]):,} of the test split."
 
     noise = jax.random.normal(key, (4, *images.shape[1:]))
-    shapes = analysis.capture(model, variables, noise[:1])
     fields = {
         name: receptive.effective(model, variables, noise, stage=name)
-        for name in table
-        if shapes[name].ndim == 4 and shapes[name][0, ..., 0].size > 1
+        for name, shape in found.shapes.items()
+        if len(shape) == 4 and shape[1:3] != (1, 1)
     }
     extents = {name: receptive.extent(counts) for name, counts in fields.items()}
     sizes = {name: [f"{box[0]}×{box[1]}", f"{side:.1f}"] for name, (box, side) in extents.items()}
