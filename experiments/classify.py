@@ -23,7 +23,7 @@ from cnn_jax.data import paper
 from cnn_jax.data.augment import Augmentation, named
 from cnn_jax.errors import InputError
 from cnn_jax.reporting import classification
-from experiments import recipe
+from experiments import checks, recipe
 from experiments.recipe import Recipe
 
 
@@ -42,7 +42,7 @@ class Config(Recipe):
 
 
 def main(config: Config) -> None:
-    over = recipe.check("classify", config)
+    over = checks.check("classify", config)
     tasks.classify(2, label_smoothing=config.label_smoothing)  # complains before the data is read, too
     if config.norm and "norm" not in models.options_of(config.model):
         raise InputError(f"--norm {config.norm}: {config.model} has one norm of its own: leave the flag out")

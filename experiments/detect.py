@@ -22,7 +22,7 @@ import numpy as np
 from cnn_jax import analysis, cli, data, models, tasks
 from cnn_jax.data.geometry import Augmentation, named
 from cnn_jax.reporting import detection
-from experiments import recipe, runs
+from experiments import checks, recipe, runs
 from experiments.recipe import Recipe
 
 
@@ -45,7 +45,7 @@ class Config(Recipe):
 
 
 def main(config: Config) -> None:
-    over = recipe.check("detect", config)
+    over = checks.check("detect", config)
     scenes = 256 if config.tiny else config.scenes
     dataset = data.load_annotated(
         config.dataset, "boxes", data_dir=config.data_dir, image_size=config.image_size, scenes=scenes, seed=config.seed

@@ -27,7 +27,7 @@ from cnn_jax import analysis, cli, data, models, tasks, training
 from cnn_jax.data import images
 from cnn_jax.data.geometry import Augmentation, named
 from cnn_jax.reporting import segmentation
-from experiments import recipe, runs
+from experiments import checks, recipe, runs
 from experiments.recipe import Recipe
 
 
@@ -54,7 +54,7 @@ class Config(Recipe):
 
 
 def main(config: Config) -> None:
-    over = recipe.check("segment", config)
+    over = checks.check("segment", config)
     scenes = 256 if config.tiny else config.scenes
     dataset = data.load_annotated(
         config.dataset, "map", data_dir=config.data_dir, image_size=config.image_size, scenes=scenes, seed=config.seed
