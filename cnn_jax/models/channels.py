@@ -31,8 +31,9 @@ def _plainly_scaled(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.
 
 @jax.custom_jvp
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    sums = _sums(x, jnp.square(x)).sum(0) / (x.size // x.shape[-1])
-    return sums[0], sums[1]
+    count = x.size // x.shape[-1]
+    mean, square = (total / count for total in jnp.split(_sums(x, jnp.square(x)).sum(0), 2))
+    return mean, square
 
 
 @_moments.defjvp
@@ -52,23 +53,23 @@ def _scaled_jvp(primals: tuple, tangents: tuple) -> tuple:
     around, times = (values.reshape(1, 1, 1, -1) for values in (mean, factor))
 
     def moved(both):
-        dfactor, dplus = both[:, 0, None, None], both[:, 1, None, None]
+        dfactor, dplus = jnp.split(both[:, None, None], 2, axis=-1)
         return (x - around) * dfactor + dplus
 
     def summed(dy):
         return _sums((x - around) * dy, dy)
 
     # For each image, so that devices that have a part of them each need not speak to each other.
-    each = jnp.broadcast_to(jnp.stack([dfactor, dbias - factor * dmean])[None], (len(x), 2, x.shape[-1]))
+    each = jnp.broadcast_to(jnp.concatenate([dfactor, dbias - factor * dmean]), (len(x), 2 * x.shape[-1]))
     return y, dx * times + linear(moved, summed, each)
 
 
 def _sums(*arrays: jax.Array) -> jax.Array:
-    """f32[N,arrays,C]: the sums over each image of several arrays [N,H,W,C]."""
+    """The sums over each image of several arrays [N,H,W,C], one after the other: f32[N,arrays·C]."""
     n, height, width, channels = arrays[0].shape
     # So few rows at a time that they stay in the core's nearest memory.
     few = max(i for i in range(1, 17) if height * width % i == 0)
     rows = [array.reshape(n, -1, few, channels) for array in arrays]
     zeros = [jnp.zeros((), array.dtype) for array in arrays]
     sums = jax.lax.reduce(rows, zeros, lambda a, b: [p + q for p, q in zip(a, b, strict=True)], (2,))
-    return jnp.stack(sums, axis=1).sum(2)
+    return jnp.concatenate(sums, axis=-1).sum(1)
