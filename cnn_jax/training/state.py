@@ -40,7 +40,7 @@ def create_state(
     ema: bool = False,
     variables: PyTree = None,
 ) -> TrainState:
-    """The state before the first step.
+    """The state before the first step. Under `jax.vmap` over keys it is that of so many networks.
 
     Args:
         key: from which the model's parameters are drawn.
@@ -57,6 +57,9 @@ def create_state(
         average = {"params": params, "batch_stats": batch_stats} if ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
 
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((key, variables))):
+        return init(key)
     # It runs once: on a CPU the compiler's optimisation takes many times longer than it saves.
     options = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, compiler_options=options)(key)
+    with jax.ensure_compile_time_eval():
+        return jax.jit(init, compiler_options=options)(key)

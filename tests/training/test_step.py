@@ -250,3 +250,20 @@ def test_what_lies_before_the_first_layer_that_learns_is_not_differentiated(key)
     convolutions = [lowered.as_text().count("stablehlo.convolution") for lowered in programs]
     assert convolutions[1] == 16  # forward; of the 20 the first, on one channel, and three of 1×1 are products
     assert convolutions[0] == 3 * 16  # and two gradients of each
+
+
+def test_states_of_many_keys_at_once_learn_as_each_alone(sgd_step, key):
+    tx, batch, keys = optax.sgd(RATE), make_batch(12), jax.random.split(jax.random.key(3), 3)
+
+    def create(key):
+        return training.create_state(key, Linear(), tx, (4, 4, 1))
+
+    def shapes(state):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+    together, _ = jax.vmap(sgd_step, in_axes=(0, None, None))(jax.vmap(create)(keys), batch, key)
+    for i, one in enumerate(keys):
+        alone = create(one)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], together), sgd_step(alone, batch, key)[0])
+        assert shapes(jax.eval_shape(create, one)) == shapes(alone)
+    assert shapes(jax.eval_shape(lambda: create(keys[0]))) == shapes(alone)
