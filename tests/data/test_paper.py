@@ -61,6 +61,17 @@ def test_photographs_come_back(tmp_path, colours):
     assert min(correlations) > 0.85
 
 
+def test_the_ground_is_a_plane_beside_whatever_figure():
+    """One that fills most of the sheet, and touches its upper edge."""
+    y, x = np.meshgrid(np.linspace(0, 1, 120), np.linspace(0, 1, 100), indexing="ij")
+    sheet = np.stack([200 + 30 * x, 190 + 20 * y, 180 - 10 * x + 5 * y], axis=-1)
+    drawn = sheet.copy()
+    drawn[:100, 10:85] = 20
+    drawn[:20, 10:25] = sheet[:20, 10:25]
+    drawn[:20, 45:85] = sheet[:20, 45:85]
+    np.testing.assert_allclose(paper._ground(drawn), sheet, atol=1e-6)
+
+
 def test_inverting_twice_is_nothing(tmp_path):
     """The figure is found alike in a picture and in its negative."""
     photograph(DIGITS[3], tmp_path / "photo.png")

@@ -75,7 +75,7 @@ def test_conv_is_linens(key, dtype):
     ],
 )
 def test_batch_norm_is_linens(key, platform, dtype, epsilon, momentum):
-    """Values, running statistics and gradients, in training and in evaluation."""
+    """Values, running statistics and derivatives both ways, in training; and values in evaluation."""
     x = (3 + 2 * jax.random.normal(key, (4, 5, 6, 3))).astype(dtype)
     variables = BatchNorm(train=True).init(key, x)
     linen = nn.BatchNorm(use_running_average=False, momentum=1 - momentum, epsilon=epsilon, dtype=dtype)
@@ -88,8 +88,10 @@ def test_batch_norm_is_linens(key, platform, dtype, epsilon, momentum):
             y, changed = train.apply({**variables, "params": params}, x, mutable=["batch_stats"])
             return jnp.sin(y.astype(jnp.float32)).sum(), (y, changed)
 
-        grads, (y, changed) = jax.grad(energy, (0, 1), has_aux=True)(variables["params"], x)
-        return grads, y, changed, evaluation.apply({**variables, **changed}, x)
+        primals = variables["params"], x
+        grads, (y, changed) = jax.grad(energy, (0, 1), has_aux=True)(*primals)
+        _, forwards = jax.jvp(lambda *primals: energy(*primals)[1][0], primals, jax.tree.map(jnp.cos, primals))
+        return grads, forwards, y, changed, evaluation.apply({**variables, **changed}, x)
 
     ours = partial(BatchNorm, dtype=dtype, epsilon=epsilon, momentum=momentum)
     with traced_for(platform):

@@ -13,6 +13,7 @@ from cnn_jax import models, tasks, training
 from cnn_jax.data.stream import Files, Labelled, Stream
 from cnn_jax.errors import InputError
 from cnn_jax.training import Checkpoints, Interrupted, NonFinite
+from cnn_jax.training.watch import Window
 
 CLASSES, SIZE, BATCH = 3, 40, 8
 RNG = np.random.default_rng(0)
@@ -78,6 +79,29 @@ def test_images_a_second_are_those_of_training_alone(monkeypatch):
     trained = fit(log=evaluated, steps_per_dispatch=5)
     assert trained.images_per_second > BATCH * 5 / 60
     assert trained.seconds < 60
+
+
+def test_the_log_of_training_by_hand(monkeypatch):
+    """Windows of two steps of eight examples, of 32 in all; some examples of the second step were padding."""
+    seconds = iter([10, 14, 16])
+    monkeypatch.setattr("cnn_jax.training.watch.time.perf_counter", lambda: next(seconds))
+    lines = []
+    window = Window(lambda *line: lines.append(line), 2, 8, 32)
+
+    def stats(loss, count, norm):
+        return {"sums": {"loss": np.array(loss), "count": np.array(count)}, "grad_norm": {"conv1": np.array(norm)}}
+
+    window.start()
+    window.add(0, 2, stats([8.0, 16.0], [8, 4], [1.0, 3.0]))
+    assert not lines  # one dispatch behind
+    window.add(2, 5, stats([2.0, 4.0, 6.0], [8, 8, 8], [5.0, 7.0, 9.0]))
+    window.flush()
+    assert lines == [
+        ("train", 2, {"loss": 2.0, "epoch": 0.5, "images_per_second": 4.0, "grad_norm": {"conv1": 2.0}}),
+        ("train", 4, {"loss": 0.375, "epoch": 1.0, "images_per_second": 12.0, "grad_norm": {"conv1": 6.0}}),
+        ("train", 5, {"loss": 0.75, "epoch": 1.25, "images_per_second": 12.0, "grad_norm": {"conv1": 9.0}}),
+    ]
+    assert window.median_rate() == 12  # without the window that compiled
 
 
 def test_same_seed_same_numbers(whole):
