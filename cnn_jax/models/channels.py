@@ -72,4 +72,5 @@ def _sums(*arrays: jax.Array) -> jax.Array:
     rows = [array.reshape(n, -1, few, channels) for array in arrays]
     zeros = [jnp.zeros((), array.dtype) for array in arrays]
     sums = jax.lax.reduce(rows, zeros, lambda a, b: [p + q for p, q in zip(a, b, strict=True)], (2,))
+    # One behind the other: to sum them up beside each other, XLA's GPU back end makes transposed copies.
     return jnp.concatenate(sums, axis=-1).sum(1)

@@ -278,10 +278,10 @@ def _one_channel_jvp(places: Places, primals: tuple, tangents: tuple) -> tuple:
         )
         weights = jnp.concatenate([dkernel.reshape(side**2, features), dbias[None]])
         whole = padded(places, x)
-        seen_by = [views(whole, side, corner, step, shape) for corner in corners]
-        rows = [jnp.stack([*ours, jnp.ones_like(ours[0])]).reshape(side**2 + 1, -1) for ours in seen_by]
+        of_parts = [views(whole, side, corner, step, shape) for corner in corners]
+        rows = [jnp.stack([*seen, jnp.ones_like(seen[0])]).reshape(side**2 + 1, -1) for seen in of_parts]
         # One product for all parts: of each its own is four launches of a GPU's for one.
-        terms.append(jnp.split(jnp.concatenate(rows, axis=1).T @ weights, len(corners)))
+        terms.append(list(jnp.einsum("kpx,kf->pxf", jnp.stack(rows, axis=1), weights)))
     if not terms:
         return y, jnp.zeros_like(y)
     sums = [sum(of_part).reshape(n, *shape, features) for of_part in zip(*terms, strict=True)]

@@ -162,7 +162,7 @@ def test_bfloat16(key, kind):
 
 @pytest.mark.parametrize(
     ("kind", "dilation"),
-    [("plain", 1), ("large", 1), ("winograd", 1), ("winograd", 2), ("within", 4), ("depthwise", 1)],
+    [("one_channel", 1), ("plain", 1), ("large", 1), ("winograd", 1), ("winograd", 2), ("within", 4), ("depthwise", 1)],
 )
 def test_gradients_on_many_devices(key, kind, dilation):
     """Each has a part of the images; all that they say to each other is the sum of the kernel's gradients."""
