@@ -3,6 +3,7 @@
 import os
 import signal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from cnn_jax import models, tasks, training
 from cnn_jax.data.stream import Files, Labelled, Stream
 from cnn_jax.errors import InputError
 from cnn_jax.training import Checkpoints, Interrupted, NonFinite
-from cnn_jax.training.watch import Window
+from cnn_jax.training.watch import Window, is_finite
 
 CLASSES, SIZE, BATCH = 3, 40, 8
 RNG = np.random.default_rng(0)
@@ -102,6 +103,27 @@ def test_the_log_of_training_by_hand(monkeypatch):
         ("train", 5, {"loss": 0.75, "epoch": 1.25, "images_per_second": 12.0, "grad_norm": {"conv1": 9.0}}),
     ]
     assert window.median_rate() == 12  # without the window that compiled
+
+
+class Dense(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        return nn.Dense(CLASSES)(images.reshape(len(images), -1))
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.01, 1), (0.3, 2), (1.3, 6)])
+def test_epochs_are_steps_to_the_nearest_but_one_at_least(epochs, steps):
+    trained = training.fit(Dense(), TASK, DATA, epochs=epochs, batch_size=BATCH, over=ONE)
+    assert trained.state.step == steps
+
+
+def test_one_number_that_is_not_finite_is_seen():
+    whole, broken = {"kernel": np.ones((2, 3))}, {"kernel": np.array([[1, 2], [np.nan, 3]])}
+    state = training.TrainState(np.int32(0), whole, {"mean": np.ones(2)}, np.float32("inf"), None)
+    assert is_finite(state)  # an optimiser may hold an infinity
+    assert not is_finite(state.replace(params=broken))
+    assert not is_finite(state.replace(batch_stats=broken))
+    assert not is_finite(state.replace(ema=broken))
 
 
 def test_same_seed_same_numbers(whole):
