@@ -279,9 +279,11 @@ def _one_channel_jvp(places: Places, primals: tuple, tangents: tuple) -> tuple:
         weights = jnp.concatenate([dkernel.reshape(side**2, features), dbias[None]])
         whole = padded(places, x)
         of_parts = [views(whole, side, corner, step, shape) for corner in corners]
-        rows = [jnp.stack([*seen, jnp.ones_like(seen[0])]).reshape(side**2 + 1, -1) for seen in of_parts]
+        rows = [jnp.stack([*seen, jnp.ones_like(seen[0])]).reshape(side**2 + 1, n, -1) for seen in of_parts]
         # One product for all parts: of each its own is four launches of a GPU's for one.
-        terms.append(list(jnp.einsum("kpx,kf->pxf", jnp.stack(rows, axis=1), weights)))
+        product = jnp.stack(rows, axis=2).reshape(side**2 + 1, -1).T @ weights
+        product = product.reshape(n, len(corners), -1, features)
+        terms.append([product[:, i].reshape(-1, features) for i in range(len(corners))])
     if not terms:
         return y, jnp.zeros_like(y)
     sums = [sum(of_part).reshape(n, *shape, features) for of_part in zip(*terms, strict=True)]
