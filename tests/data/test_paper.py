@@ -72,6 +72,24 @@ def test_the_ground_is_a_plane_beside_whatever_figure():
     np.testing.assert_allclose(paper._ground(drawn), sheet, atol=1e-6)
 
 
+@pytest.mark.parametrize("ink", [0, 255])
+def test_what_is_transparent_is_paper(tmp_path, ink):
+    """Black ink on nothing is a digit on white paper, and white ink one on a black board."""
+    for digit in DIGITS[:3]:
+        large = np.asarray(Image.fromarray(digit[..., 0]).resize((140, 140), Image.Resampling.BICUBIC))
+        drawn = np.full((140, 140, 4), ink, np.uint8)
+        drawn[..., 3] = large
+        Image.fromarray(drawn).save(tmp_path / "layer.png")
+        board = 255 - large if ink == 0 else large
+        Image.fromarray(board).save(tmp_path / "board.png")
+        (found, done), (expected, _) = (
+            paper.read(tmp_path / f"{name}.png", SHAPE, centred=True) for name in ("layer", "board")
+        )
+        np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
+        assert likeness(found, digit) > 0.9
+        assert any("inverted" in phrase for phrase in done) == (ink == 0)
+
+
 def test_inverting_twice_is_nothing(tmp_path):
     """The figure is found alike in a picture and in its negative."""
     photograph(DIGITS[3], tmp_path / "photo.png")
