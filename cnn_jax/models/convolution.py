@@ -279,8 +279,9 @@ def _one_channel_jvp(places: Places, primals: tuple, tangents: tuple) -> tuple:
         weights = jnp.concatenate([dkernel.reshape(side**2, features), dbias[None]])
         whole = padded(places, x)
         of_parts = [views(whole, side, corner, step, shape) for corner in corners]
-        rows = [jnp.stack([*seen, jnp.ones_like(seen[0])]).reshape(side**2 + 1, n, -1) for seen in of_parts]
-        # One product for all parts: of each its own is four launches of a GPU's for one.
+        rows = [jnp.stack([*ours, jnp.ones_like(ours[0])]).reshape(side**2 + 1, n, -1) for ours in of_parts]
+        # One product for all parts, which is one launch on a GPU; image by image, so that devices that have a part of
+        # the images each have nothing to exchange but its sum.
         product = jnp.stack(rows, axis=2).reshape(side**2 + 1, -1).T @ weights
         product = product.reshape(n, len(corners), -1, features)
         terms.append([product[:, i].reshape(-1, features) for i in range(len(corners))])
