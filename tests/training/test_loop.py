@@ -3,12 +3,12 @@
 import os
 import signal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import Linear
 
 from cnn_jax import models, tasks, training
 from cnn_jax.data.stream import Files, Labelled, Stream
@@ -105,15 +105,9 @@ def test_the_log_of_training_by_hand(monkeypatch):
     assert window.median_rate() == 12  # without the window that compiled
 
 
-class Dense(nn.Module):
-    @nn.compact
-    def __call__(self, images, *, train=False):
-        return nn.Dense(CLASSES)(images.reshape(len(images), -1))
-
-
 @pytest.mark.parametrize(("epochs", "steps"), [(0.01, 1), (0.3, 2), (1.3, 6)])
 def test_epochs_are_steps_to_the_nearest_but_one_at_least(epochs, steps):
-    trained = training.fit(Dense(), TASK, DATA, epochs=epochs, batch_size=BATCH, over=ONE)
+    trained = training.fit(Linear(CLASSES), TASK, DATA, epochs=epochs, batch_size=BATCH, over=ONE)
     assert trained.state.step == steps
 
 

@@ -7,19 +7,12 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
+from networks import Linear
 
 from cnn_jax import models, tasks, training
 from cnn_jax.models.layers import BatchNorm
 
 RATE, CLASSES = 0.5, 4
-
-
-class Linear(nn.Module):
-    """Softmax regression: its gradient can be written by hand."""
-
-    @nn.compact
-    def __call__(self, images, *, train=False):
-        return nn.Dense(CLASSES, name="logits")(images.reshape(images.shape[0], -1))
 
 
 def make_batch(n, seed=0, size=4):
@@ -39,12 +32,12 @@ def gradient_by_hand(params, batch):
 
 
 def start(tx, model=None, size=4, ema=False):
-    return training.create_state(jax.random.key(1), model or Linear(), tx, (size, size, 1), ema=ema)
+    return training.create_state(jax.random.key(1), model or Linear(CLASSES), tx, (size, size, 1), ema=ema)
 
 
 def make_step(tx=None, model=None, **options):
     return jax.jit(
-        training.make_train_step(model or Linear(), tasks.classify(CLASSES), tx or optax.sgd(RATE), **options)
+        training.make_train_step(model or Linear(CLASSES), tasks.classify(CLASSES), tx or optax.sgd(RATE), **options)
     )
 
 
@@ -256,7 +249,7 @@ def test_states_of_many_keys_at_once_learn_as_each_alone(sgd_step, key):
     tx, batch, keys = optax.sgd(RATE), make_batch(12), jax.random.split(jax.random.key(3), 3)
 
     def create(key):
-        return training.create_state(key, Linear(), tx, (4, 4, 1))
+        return training.create_state(key, Linear(CLASSES), tx, (4, 4, 1))
 
     def shapes(state):
         return jax.tree.map(lambda x: (x.shape, x.dtype), state)
