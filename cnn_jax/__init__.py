@@ -2,7 +2,9 @@
 
 Start from a script in `experiments/`, or from Python:
 
-    from cnn_jax import data, models, tasks, training
+    from cnn_jax import data, models, runtime, tasks, training
+
+    runtime.configure()
 """
 
 __version__ = "0.1.0"

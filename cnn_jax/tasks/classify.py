@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.errors import InputError
-from cnn_jax.tasks.task import Task
+from cnn_jax.tasks.task import Task, check_labels, counted
 
 
 def classify(num_classes: int, *, label_smoothing: float = 0.0, topk: Sequence[int] = (5,), bins: int = 15) -> Task:
@@ -51,7 +51,7 @@ def classify(num_classes: int, *, label_smoothing: float = 0.0, topk: Sequence[i
     A ratio 0/0 among precision, recall and F1 is 0. All are equal to scikit-learn's (`zero_division=0`).
 
     Raises:
-        InputError: an argument out of range; when traced, logits or labels of the wrong shape; from `check` and
+        InputError: an argument out of range; when traced, logits or labels of the wrong shape or type; from `check` and
             `summarize`, labels out of range; from `summarize`, no example at all.
     """
     if num_classes < 2:
@@ -116,22 +116,11 @@ def classify(num_classes: int, *, label_smoothing: float = 0.0, topk: Sequence[i
         return metrics
 
     def check(split):
-        label = np.asarray(split.get("label", ()))  # augmentation may make them
+        label = counted(split, "label")
         if label.dtype.kind in "iu":
-            check_labels(label[np.asarray(split["mask"])] if "mask" in split else label, num_classes)
+            check_labels(label, num_classes)
 
     return Task(loss, predict, measure, summarize, check)
-
-
-def check_labels(labels, num_classes: int) -> None:
-    """Raise `InputError` unless the integer labels (any shape, on the host) lie in 0..num_classes-1."""
-    labels = np.asarray(labels)
-    bad = (labels < 0) | (labels >= num_classes)
-    if bad.any():
-        raise InputError(
-            f"{int(bad.sum())} of {labels.size} labels are out of range, the first of them {labels[bad][0]}: "
-            f"with {num_classes} classes they must be 0 to {num_classes - 1}"
-        )
 
 
 def _check_shapes(logits, labels, num_classes):
@@ -142,6 +131,8 @@ def _check_shapes(logits, labels, num_classes):
             f"label has shape {labels.shape}, but logits {logits.shape} need {logits.shape[:1]} "
             f"or, for soft labels, {logits.shape}"
         )
+    if labels.ndim == 1 and not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(f"label is {labels.dtype}{list(labels.shape)}: give integers or, for soft labels, a row each")
 
 
 def _one_hot(labels, num_classes):

@@ -11,7 +11,7 @@ import optax
 from cnn_jax.errors import InputError
 from cnn_jax.tasks import boxes as bx
 from cnn_jax.tasks import coco
-from cnn_jax.tasks.task import Task
+from cnn_jax.tasks.task import Task, check_labels, counted
 
 
 def detect(
@@ -57,7 +57,8 @@ def detect(
     `coco.summarize` gives.
 
     Raises:
-        InputError: an argument out of range; when traced, outputs or a batch of the wrong shape.
+        InputError: an argument out of range; when traced, outputs or a batch of the wrong shape; from `check`, labels
+            out of range.
     """
     strides = tuple(strides)
     if num_classes < 1:
@@ -73,7 +74,7 @@ def detect(
     if candidates < 1 or detections < 1:
         raise InputError(f"candidates is {candidates} and detections {detections}: both must be at least 1")
 
-    def check(outputs):
+    def check_outputs(outputs):
         if len(outputs) != len(strides) or outputs[0]["logits"].shape[-1] != num_classes:
             found = [level["logits"].shape for level in outputs]
             raise InputError(
@@ -84,7 +85,7 @@ def detect(
         return jnp.concatenate([level[name].reshape(len(level[name]), -1, *width) for level in outputs], axis=1)
 
     def parts_of(outputs, batch):
-        check(outputs)
+        check_outputs(outputs)
         centers, sizes = _places(outputs, strides)
         real = batch["objects"] & ~batch["crowd"] if "crowd" in batch else batch["objects"]
         assign = lambda boxes, real: _assign(centers, sizes, boxes, real, strides, center_radius)  # noqa: E731
@@ -110,7 +111,7 @@ def detect(
         return sum(parts.values()), parts
 
     def predict(outputs):
-        check(outputs)
+        check_outputs(outputs)
         height, width = (side * strides[0] for side in outputs[0]["logits"].shape[1:3])
         best = []
         for i, level in enumerate(outputs):
@@ -168,7 +169,12 @@ def detect(
         loss_mean = float(seen["loss"].mean(dtype=np.float64))
         return {"loss": loss_mean, **coco.summarize(seen["predicted"], seen["true"], num_classes)}
 
-    return Task(loss, predict, measure, summarize)
+    def check(split):
+        labels, objects = counted(split, "label"), counted(split, "objects")
+        if labels.shape == objects.shape:  # otherwise augmentation makes one of them
+            check_labels(labels[objects.astype(bool)], num_classes, what="labels of objects")
+
+    return Task(loss, predict, measure, summarize, check)
 
 
 def focal_loss(logits: jax.Array, targets: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.errors import InputError
-from cnn_jax.tasks.task import Task
+from cnn_jax.tasks.task import Task, check_labels, counted
 
 IGNORE = 255
 
@@ -52,7 +52,8 @@ def segment(
         confusion                     i64[C,C], rows are true classes, columns predictions
 
     Raises:
-        InputError: an argument out of range; when traced, outputs or maps of the wrong shape.
+        InputError: an argument out of range; when traced, outputs or maps of the wrong shape; from `check`, maps with
+            other classes.
     """
     weights_of = dict(losses or {"cross_entropy": 1.0})
     known = {"cross_entropy": _cross_entropy, "focal": _focal, "dice": _dice}
@@ -132,7 +133,11 @@ def segment(
             "boundary_f1_per_class": edges,
         }
 
-    return Task(loss, predict, measure, summarize)
+    def check(split):
+        classes = counted(split, "map")
+        check_labels(classes[classes != ignore], num_classes, what=f"pixels of `map` that are not {ignore}")
+
+    return Task(loss, predict, measure, summarize, check)
 
 
 def logits_of(outputs):

@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from cnn_jax.errors import InputError
+
 
 class Task(NamedTuple):
     """What is learned, as four pure functions; training and evaluation know nothing else about the problem.
@@ -44,3 +48,20 @@ class Task(NamedTuple):
     measure: Callable[[Any, dict], Any]
     summarize: Callable[[list], dict[str, Any]]
     check: Callable[[dict], None] | None = None
+
+
+def counted(split: dict, name: str) -> np.ndarray:
+    """What a split has by this name of the rows whose mask is True, on the host; empty where augmentation makes it."""
+    values = np.asarray(split.get(name, ()))
+    return values[np.asarray(split["mask"])] if "mask" in split and name in split else values
+
+
+def check_labels(labels, num_classes: int, *, what: str = "labels") -> None:
+    """Raise `InputError` unless the integer labels (any shape, on the host) lie in 0..num_classes-1."""
+    labels = np.asarray(labels)
+    bad = (labels < 0) | (labels >= num_classes)
+    if bad.any():
+        raise InputError(
+            f"{int(bad.sum())} of {labels.size} {what} are out of range, the first of them {labels[bad][0]}: "
+            f"with {num_classes} classes they must be 0 to {num_classes - 1}"
+        )

@@ -293,12 +293,19 @@ def make_evaluator(
 def _check_split(task: Any, split: Split) -> None:
     """Raises `InputError` for a split that nothing can be learned from or tested on."""
     if isinstance(split, dict):
+        for name, values in split.items():
+            kind = getattr(values, "dtype", None)
+            if kind is None or not (jnp.issubdtype(kind, np.number) or jnp.issubdtype(kind, np.bool_)):
+                found = type(values).__name__ if kind is None else f"of {kind}"
+                raise InputError(f"{name} is {found}: a split holds arrays of numbers or booleans, one row an example")
         if "image" not in split:
             raise InputError(f"a split needs `image`; this one has {', '.join(map(repr, split)) or 'nothing'}")
         rows = {name: len(values) for name, values in split.items()}
         for name, count in rows.items():
             if count != rows["image"]:
                 raise InputError(f"{name} has {count} rows and image {rows['image']}: each needs one an example")
+    elif not hasattr(split, "batches"):
+        raise InputError(f"a split is a dict of arrays or a stream, such as `dataset.train`; this is {split!r:.80}")
     if not _size(split):
         raise InputError("a split without an example: there is nothing to learn from, or to test on")
     if isinstance(split, dict) and getattr(task, "check", None):

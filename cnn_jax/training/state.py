@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from cnn_jax.errors import InputError
+
 PyTree = Any
 
 
@@ -47,7 +49,13 @@ def create_state(
         image_shape: (H, W, C) of what the model is to see.
         ema: keep a moving average.
         variables: start from these `{"params", "batch_stats"}` instead of drawing them.
+
+    Raises:
+        InputError: variables without parameters.
     """
+
+    if variables is not None and "params" not in variables:
+        raise InputError(f'variables have no "params", but {", ".join(variables)}: give {{"params": …}}')
 
     def init(key):
         start = variables

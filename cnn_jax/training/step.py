@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cnn_jax.errors import InputError
 from cnn_jax.training.optim import frozen, is_frozen
 from cnn_jax.training.state import TrainState
 
@@ -17,8 +18,12 @@ Task = Any  # cnn_jax.tasks.Task, or anything with its four functions
 
 
 def as_images(images: jax.Array) -> jax.Array:
-    """u8 [0,255] to f32 [0,1]; f32 as it is. What a model sees when no other `preprocess` is given."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+    """u8 [0,255] to f32 [0,1]; floats as they are. What a model sees when no other `preprocess` is given."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(f"images are {images.dtype}: give uint8, floats, or a `preprocess` that makes floats of them")
+    return images
 
 
 def make_train_step(

@@ -165,6 +165,15 @@ def test_outputs_of_another_model():
         TASK.summarize([{**MEASURE(perfect(batch()), batch()), "mask": np.zeros(2, bool)}])
 
 
+def test_labels_of_other_classes():
+    """Where no object is a label may be any."""
+    split = batch()
+    TASK.check({})
+    TASK.check(split | {"label": np.where(split["objects"], split["label"], 99)})
+    with pytest.raises(InputError, match=r"^1 of 3 labels of objects are out of range, the first of them 3: with 3"):
+        TASK.check(split | {"label": np.where(split["label"] == 2, 3, split["label"])})
+
+
 def test_focal_loss_by_hand():
     # p = 0.8 for a target of 1: 0.25 · 0.2² · −log 0.8; for a target of 0: 0.75 · 0.8² · −log 0.2.
     logits = jnp.log(jnp.array([4.0, 4.0, 0.25]))  # p of 0.8, 0.8, 0.2

@@ -199,3 +199,13 @@ def test_wrong_shapes():
         TASK.loss(logits, {"map": batch["map"][:, :-1]})
     with pytest.raises(InputError, match="expected logits"):
         TASK.predict(logits[..., :2])
+
+
+def test_maps_of_other_classes():
+    """Pixels of which nothing is known, and images that do not count, may be any."""
+    few = np.array([[[0, C - 1, 255]], [[0, 0, 0]]], np.uint8)
+    TASK.check({})
+    TASK.check({"map": few})
+    TASK.check({"map": np.where(few == 255, 200, few), "mask": np.array([False, True])})
+    with pytest.raises(InputError, match=f"^1 of 5 pixels of `map` that are not 255 are out of range, .* of them {C}:"):
+        TASK.check({"map": np.where(few == C - 1, C, few)})

@@ -263,13 +263,25 @@ def without(name):
         ({"image": IMAGE[:0], "label": LABEL[:0]}, "a split without an example: there is nothing to learn from"),
         (without("image"), "a split needs `image`; this one has 'label'"),
         ({}, "a split needs `image`; this one has nothing"),
+        (DATA | {"image": IMAGE.tolist()}, "image is list: a split holds arrays of numbers or booleans"),
+        (DATA | {"name": np.array(["a"] * SIZE)}, "name is of <U1: a split holds arrays of numbers or booleans"),
+        ((IMAGE, LABEL), r"a split is a dict of arrays or a stream, such as `dataset.train`; this is \(array"),
+        (DATA | {"image": IMAGE.astype(np.int32)}, "images are int32: give uint8, floats, or a `preprocess`"),
+        (DATA | {"label": LABEL.astype(np.float32)}, r"label is float32\[8\]: give integers or, for soft labels"),
     ],
 )
 def test_data_that_fit_nothing(data, sentence):
     with pytest.raises(InputError, match=f"^{sentence}"):
-        fit(data)
+        fit(data, augment=None)
+    variables = MODEL.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(InputError, match=f"^{sentence}"):
-        training.evaluate(MODEL, TASK, {}, data, over=ONE)
+        training.evaluate(MODEL, TASK, variables, data, batch_size=8, over=ONE)
+
+
+def test_parameters_alone_are_no_variables():
+    params = MODEL.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    with pytest.raises(InputError, match=r'^variables have no "params", but conv1, conv2, fc1, logits: give {"params"'):
+        fit(variables=params)
 
 
 def test_labels_that_do_not_count_may_be_any():
