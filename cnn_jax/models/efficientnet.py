@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from cnn_jax.models.layers import ACTIVATIONS, NORMS, check_choices, check_images, tap
 from cnn_jax.models.mobilenet import InvertedResidual, classify, rounded, units
+from cnn_jax.models.pooling import POOLINGS
 
 # For each stage of B0 how much wider a block is inside, the side of its kernels, the stride of the first block, the
 # channels and the blocks.
@@ -58,12 +59,13 @@ class EfficientNet(nn.Module):
         published_norm: epsilon and momentum of its batch norm.
         lite: without squeeze and excitation, with ReLU6, and with B0's stem, head, and depth of the first and last
             stage, whatever the width and depth.
-        padding: "torch", or "same", as in TensorFlow and in networks whose weights come from there; None for "torch",
-            or "same" in the Lite forms.
+        padding: "torch", or "same", as in TensorFlow and in networks whose weights come from there, or "circular";
+            None for "torch", or "same" in the Lite forms.
         epsilon, momentum: of batch norm; None for the member's.
         num_classes: length of the logits.
         norm: "batch", or "group" of 8 groups.
         activation: a key of `layers.ACTIVATIONS`; None for "silu", or "relu6" in the Lite forms.
+        pooling: a key of `pooling.POOLINGS`. Those other than "max" stand in the place of every stride.
         dropout: rate before the logits; None for the member's.
         stochastic_depth: how often an example passes the last block by in training; the others less, in proportion
             (Huang et al. 2016).
@@ -82,17 +84,18 @@ class EfficientNet(nn.Module):
     num_classes: int = 10
     norm: str = "batch"
     activation: str | None = None
+    pooling: str = "max"
     dropout: float | None = None
     stochastic_depth: float = 0.2
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        check_choices(self, norm=NORMS)
+        check_choices(self, norm=NORMS, pooling=POOLINGS)
         if self.activation is not None:
             check_choices(self, activation=ACTIVATIONS)
         if self.padding is not None:
-            check_choices(self, padding=("torch", "same"))
+            check_choices(self, padding=("torch", "same", "circular"))
         super().__post_init__()
 
     @nn.compact
@@ -106,7 +109,7 @@ class EfficientNet(nn.Module):
         activation = self.activation or ("relu6" if self.lite else "silu")
         epsilon, momentum = self.published_norm
         unit = units(
-            train, self.norm, activation, self.axis_name, self.dtype,
+            train, self.norm, activation, self.pooling, self.axis_name, self.dtype,
             padding=self.padding or ("same" if self.lite else "torch"),
             epsilon=epsilon if self.epsilon is None else self.epsilon,
             momentum=momentum if self.momentum is None else self.momentum,

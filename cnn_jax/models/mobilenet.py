@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cnn_jax.errors import InputError
 from cnn_jax.models.layers import ACTIVATIONS, NORMS, Conv, check_choices, check_images, normed, tap
+from cnn_jax.models.pooling import PADDINGS, POOLINGS
 
 # For each stage how much wider a block is inside, its channels, the blocks, and the stride of the first.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -24,6 +25,8 @@ class MobileNetV2(nn.Module):
         width: what the channels are multiplied by, and rounded to multiples of 8.
         norm: "batch", or "group" of 8 groups.
         activation: a key of `layers.ACTIVATIONS`.
+        pooling: a key of `pooling.POOLINGS`. Those other than "max" stand in the place of every stride.
+        padding: "torch", zeros, or "circular".
         dropout: rate before the logits.
         axis_name: the `pmap` axis that batch norm takes its statistics over.
         dtype: of the computation. Parameters and logits are float32.
@@ -33,12 +36,14 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     norm: str = "batch"
     activation: str = "relu6"
+    pooling: str = "max"
+    padding: str = "torch"
     dropout: float = 0.2
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        check_choices(self, norm=NORMS, activation=ACTIVATIONS)
+        check_choices(self, norm=NORMS, activation=ACTIVATIONS, pooling=POOLINGS, padding=PADDINGS)
         if self.width <= 0:
             raise InputError(f"mobilenet: a width of {self.width}, expected one above 0")
         super().__post_init__()
@@ -50,7 +55,7 @@ class MobileNetV2(nn.Module):
         With `train`, dropout draws from the key `dropout`, and batch norm uses the statistics of this batch.
         """
         check_images("mobilenet", images, stride=32)
-        unit = units(train, self.norm, self.activation, self.axis_name, self.dtype)
+        unit = units(train, self.norm, self.activation, self.pooling, self.axis_name, self.dtype, padding=self.padding)
         x = unit(images.astype(self.dtype), rounded(32 * self.width), "stem", side=3, stride=2)
         x = tap(self, "stem", x)
         for stage, (expansion, channels, depth, stride) in enumerate(STAGES, start=1):
@@ -111,6 +116,7 @@ def units(
     train: bool,
     norm: str,
     activation: str,
+    pooling: str,
     axis_name: str | None,
     dtype: jnp.dtype,
     *,
@@ -120,15 +126,18 @@ def units(
 ) -> Callable[..., jax.Array]:
     """The function `unit(x, features, name, side=1, stride=1, groups=1, activate=True)` of a network.
 
-    It is a convolution without a bias, `{name}_conv`, a norm, `{name}_norm`, and an activation.
+    It is a convolution without a bias, `{name}_conv`, a norm, `{name}_norm`, an activation, and a pooling other than
+    "max" in the place of a stride.
 
     Args:
-        norm, activation, axis_name, dtype: of the network.
+        norm, activation, pooling, axis_name, dtype: of the network.
         padding: of `Conv`.
         epsilon, momentum: of batch norm.
     """
 
     def unit(x, features, name, *, side=1, stride=1, groups=1, activate=True):
+        pools = stride == 2 and pooling != "max"
+        stride = 1 if pools else stride
         x = Conv(
             features, side, stride, use_bias=False, dtype=dtype, kernel_init=_init(groups), groups=groups,
             padding=padding, name=f"{name}_conv",
@@ -137,7 +146,9 @@ def units(
             x, norm, f"{name}_norm", train=train, axis_name=axis_name, dtype=dtype, groups=8, epsilon=epsilon,
             momentum=momentum,
         )  # fmt: skip
-        return ACTIVATIONS[activation](x) if activate else x
+        x = ACTIVATIONS[activation](x) if activate else x
+        around = "circular" if padding == "circular" else "torch"
+        return POOLINGS[pooling](x, window=1, padding=around) if pools else x
 
     return unit
 

@@ -134,7 +134,7 @@ def create_pretrained(
     tensors = {key: value for key, value in everything.items() if not _counts_batches(key)}
     _check_numbers(path, tensors)
     about, card = _about(path, family), _card(path)
-    padding = options.get("padding") or _padding(path, card)
+    padding = options["padding"] if options.get("padding") in ("torch", "same") else _padding(path, card)
     image_shape = image_shape or about.get("image_shape")
     fits = [
         _fit(

@@ -38,6 +38,8 @@ def test_every_family_keeps_the_contract(name):
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs
         shape = (2, 32, 32, 7) if name.startswith(("unet", "deeplab")) else (2, 7)
         assert logits.shape == state["intermediates"]["logits"][0].shape == shape
+        if shape == (2, 7):  # README says so of all classifiers
+            assert {"num_classes", "activation", "pooling", "padding", "dtype"} <= models.options_of(name)
     train = inspect.signature(type(model).__call__).parameters["train"]
     assert (train.kind, train.default) == (inspect.Parameter.KEYWORD_ONLY, False)
 

@@ -122,8 +122,9 @@ OPTIONS = [
     ("resnet18", {"width": 8, "stem": "large", "pooling": "blur"}),
     ("resnet18", {"width": 8, "head": False}),
     ("vgg11", {"head": "average", "norm": "group", "padding": "circular"}),
-    ("mobilenet_v2", {"norm": "group", "width": 0.5}),
+    ("mobilenet_v2", {"norm": "group", "width": 0.5, "pooling": "blur"}),
     ("efficientnet_lite0", {"norm": "group", "padding": "torch", "epsilon": 1e-4}),
+    ("efficientnet_lite0", {"padding": "circular", "pooling": "aps"}),
 ]
 
 

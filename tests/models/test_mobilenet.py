@@ -64,7 +64,7 @@ def linen_block(variables, x, *, stride, groups, padding):
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, "torch"), (2, "torch"), (2, "same")])
 def test_an_inverted_residual(key, stride, padding):
-    unit = units(False, "batch", "relu6", None, jnp.float32, padding=padding, epsilon=1e-3)
+    unit = units(False, "batch", "relu6", "max", None, jnp.float32, padding=padding, epsilon=1e-3)
     block = InvertedResidual(unit, features=8, expansion=3, stride=stride, squeeze=2)
     x = jax.random.normal(key, (2, 8, 10, 8))
     variables = filled(block, x)
@@ -76,7 +76,7 @@ def test_an_inverted_residual(key, stride, padding):
 
 def test_stochastic_depth(key):
     """An example goes through the block, and is made up for those that do not, or around it."""
-    unit = units(False, "group", "silu", None, jnp.float32)
+    unit = units(False, "group", "silu", "max", None, jnp.float32)
     block = InvertedResidual(unit, features=8, expansion=1, stride=1, drop=0.75)
     x = jax.random.normal(key, (64, 2, 2, 8))
     variables = filled(block, x)

@@ -9,6 +9,8 @@ from networks import compiled, filled
 from cnn_jax import models
 from cnn_jax.errors import InputError
 from cnn_jax.models.convnext import ConvNeXt
+from cnn_jax.models.efficientnet import EfficientNet
+from cnn_jax.models.mobilenet import MobileNetV2
 from cnn_jax.models.pooling import POOLINGS, adaptive_average
 from cnn_jax.models.resnet import BLOCKS, ResNet
 from cnn_jax.models.resnet9 import ResNet9
@@ -159,6 +161,8 @@ NETWORKS = {
     "vgg": VGG((1, 1), head="average", norm="group"),
     "resnet9": ResNet9(width=4),
     "convnext": ConvNeXt((1, 1), 8),
+    "mobilenet_v2": MobileNetV2(width=0.25),
+    "efficientnet": EfficientNet(0.25, 0.1, 0.0, norm="group"),
     "bottleneck": ResNet((1, 1), "bottleneck", stem="large", width=4),
     "preactivated": ResNet((1, 1), "preactivated_x4", stem="medium", width=4),
 }
@@ -166,7 +170,8 @@ NETWORKS = {
 
 def shifted_logits(key, name, **options):
     """f32[shifts, N, classes]; the first shift is none."""
-    images = np.asarray(jax.random.normal(key, (2, 16, 16, 3)))
+    side = 32 if isinstance(NETWORKS[name], MobileNetV2 | EfficientNet) else 16
+    images = np.asarray(jax.random.normal(key, (2, side, side, 3)))
     shifts = [(0, 0), (1, 0), (0, 1), (5, 3), (6, 9)]
     images = np.concatenate([np.roll(images, shift, (1, 2)) for shift in shifts])
     model = NETWORKS[name].clone(padding="circular", **options)
