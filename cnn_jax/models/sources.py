@@ -37,7 +37,8 @@ class Source(NamedTuple):
             it). A state dict of another family or library makes it raise LookupError or ValueError.
         after_flatten: path of a dense layer that takes flattened images -> how many times smaller these are than the
             input, or their size (h, w).
-        ones: pairs (pattern that a name of theirs is searched for, dimensions of length 1 behind ours there).
+        behind: pairs (pattern that a name of theirs is searched for, sizes into which its last dimension is cut there
+            behind what is left of it): a dense layer may be a convolution, whose kernel covers the whole map.
         by_padding: where the library has networks of either `padding` with the same tensors: padding -> the options
             that go with it there.
     """
@@ -45,7 +46,7 @@ class Source(NamedTuple):
     names: Rules | Callable[[nn.Module], Rules]
     infer: Callable[[dict[str, np.ndarray]], tuple[dict[str, object], tuple[int, int, int]]]
     after_flatten: dict[str, int | tuple[int, int]] = {}  # noqa: RUF012
-    ones: tuple[tuple[str, int], ...] = ()
+    behind: tuple[tuple[str, tuple[int, int]], ...] = ()
     by_padding: dict[str, dict[str, object]] = {}  # noqa: RUF012
 
     def of(self, model: nn.Module) -> "Source":
@@ -64,11 +65,12 @@ class Source(NamedTuple):
     def torch_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape there of our array of that path and shape."""
         order = _FROM_TORCH[len(shape)]
-        return tuple(shape[order.index(i)] for i in range(len(shape))) + (1,) * self._ones(path)
+        return self._cut(path, tuple(shape[order.index(i)] for i in range(len(shape))))
 
     def from_torch(self, path: str, tensor: np.ndarray, image: tuple[int, int]) -> np.ndarray:
         """A tensor of theirs in our layout, for images of height and width `image`."""
-        tensor = tensor.reshape(tensor.shape[: tensor.ndim - self._ones(path)])
+        if behind := self._behind(path):
+            tensor = tensor.reshape(*tensor.shape[: -len(behind) - 1], -1)
         if size := self._flattened(path, image):
             # PyTorch flattens [C,H,W], we flatten [H,W,C].
             tensor = tensor.reshape(len(tensor), -1, *size).transpose(0, 2, 3, 1).reshape(len(tensor), -1)
@@ -79,11 +81,15 @@ class Source(NamedTuple):
         tensor = array.transpose(np.argsort(_FROM_TORCH[array.ndim]))
         if size := self._flattened(path, image):
             tensor = tensor.reshape(len(tensor), *size, -1).transpose(0, 3, 1, 2).reshape(len(tensor), -1)
-        return np.ascontiguousarray(tensor.reshape(*tensor.shape, *[1] * self._ones(path)))
+        return np.ascontiguousarray(tensor.reshape(self._cut(path, tensor.shape)))
 
-    def _ones(self, path: str) -> int:
+    def _behind(self, path: str) -> tuple[int, ...]:
         name = self.name(path)
-        return next((count for pattern, count in self.ones if re.search(pattern, name)), 0)
+        return next((sizes for pattern, sizes in self.behind if re.search(pattern, name)), ())
+
+    def _cut(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        behind = self._behind(path)
+        return (*shape[:-1], shape[-1] // math.prod(behind), *behind) if behind else shape
 
     def _flattened(self, path: str, image: tuple[int, int]) -> tuple[int, int] | None:
         """The size of what a dense layer's kernel takes flattened; None of all other arrays."""
@@ -128,11 +134,17 @@ def _infer_resnet9(tensors):
     return _classes(tensors, "logits.weight") | {"width": width}, (64, 64, channels)
 
 
-def _infer_vgg(tensors):
-    head = "average" if "classifier.weight" in tensors else "flatten"
-    norm = _norm(tensors) if tensors.get("features.1.weight", np.zeros((1, 1))).ndim == 1 else "none"
-    classes = _classes(tensors, "classifier.weight" if head == "average" else "classifier.6.weight")
-    return classes | {"head": head, "norm": norm}, (64, 64, tensors["features.0.weight"].shape[1])
+def _infer_vgg(head: str):
+    """`infer` of VGG, by its head; torchvision has none that averages, whose one layer here is its `classifier`."""
+
+    def infer(tensors):
+        averages = "classifier.weight" in tensors
+        norm = _norm(tensors) if tensors.get("features.1.weight", np.zeros((1, 1))).ndim == 1 else "none"
+        options = {"head": "average" if averages else "flatten", "norm": norm}
+        classes = _classes(tensors, "classifier.weight" if averages else head)
+        return classes | options, (64, 64, tensors["features.0.weight"].shape[1])
+
+    return infer
 
 
 def _infer_convnext(first: str, head: str):
@@ -248,7 +260,7 @@ def _efficientnet_pytorch(model: EfficientNet) -> Rules:
 
 
 def _vgg(model: VGG) -> Rules:
-    """Torchvision's names: layers are counted in a row in which activations and poolings count too."""
+    """Layers are counted in a row in which activations and poolings count too."""
     step = 2 if model.norm == "none" else 3
 
     def layer(match):
@@ -256,12 +268,20 @@ def _vgg(model: VGG) -> Rules:
         before = sum(model.depths[: stage - 1]) + int(match[3]) - 1
         return f"features.{step * before + stage - 1 + (match[2] == 'norm')}/"
 
+    return ((r"^stage(\d)_(conv|norm)(\d)/", layer),)
+
+
+def _torchvision_vgg(model: VGG) -> Rules:
     return (
-        (r"^stage(\d)_(conv|norm)(\d)/", layer),
+        *_vgg(model),
         (r"^fc1/", "classifier.0/"),
         (r"^fc2/", "classifier.3/"),
         (r"^logits/", "classifier.6/" if model.head == "flatten" else "classifier/"),
     )
+
+
+def _timm_vgg(model: VGG) -> Rules:
+    return (*_vgg(model), (r"^fc(\d)/", r"pre_logits.fc\1/"), (r"^logits/", "head.fc/"))
 
 
 # For each family its dialects by the library that has them; the first is the one that weights are written in.
@@ -272,7 +292,17 @@ SOURCES: dict[type, dict[str, Source]] = {
     # timm has the same names for the ResNets
     ResNet: {"torchvision": Source(names=(*_RESNET, (r"^logits/", "fc/")), infer=_infer_resnet)},
     ResNet9: {"cnn_jax": Source(names=(), infer=_infer_resnet9)},  # no library has it: these are our names
-    VGG: {"torchvision": Source(names=_vgg, infer=_infer_vgg, after_flatten={"fc1": (7, 7)})},
+    VGG: {
+        "torchvision": Source(
+            names=_torchvision_vgg, infer=_infer_vgg("classifier.6.weight"), after_flatten={"fc1": (7, 7)}
+        ),
+        "timm": Source(
+            names=_timm_vgg,
+            infer=_infer_vgg("head.fc.weight"),
+            after_flatten={"fc1": (7, 7)},
+            behind=((r"fc1\.weight$", (7, 7)), (r"fc2\.weight$", (1, 1))),
+        ),
+    },
     ConvNeXt: {
         "torchvision": Source(
             names=(
@@ -287,7 +317,7 @@ SOURCES: dict[type, dict[str, Source]] = {
                 (r"^logits/", "classifier.2/"),
             ),
             infer=_infer_convnext("features.0.0.weight", "classifier.2.weight"),
-            ones=((r"\.layer_scale$", 2),),
+            behind=((r"\.layer_scale$", (1, 1)),),
         ),
         "timm": Source(
             names=(

@@ -240,6 +240,18 @@ def test_layouts_of_a_flattened_map_of_fixed_size():
     np.testing.assert_array_equal(source.to_torch("fc/kernel", ours, (99, 99)), theirs)
 
 
+def test_layouts_of_a_dense_layer_that_is_a_convolution_there():
+    """As the first of timm's VGG, whose kernel covers the whole map."""
+    source = Source(
+        names=(), infer=lambda tensors: ({}, (1, 1, 1)), after_flatten={"fc": (2, 3)}, behind=((r"^fc\.w", (2, 3)),)
+    )
+    theirs = np.arange(5 * 4 * 2 * 3).reshape(5, 4, 2, 3)
+    ours = source.from_torch("fc/kernel", theirs, (99, 99))
+    np.testing.assert_array_equal(ours.reshape(2, 3, 4, 5)[1, 2, 3], theirs[:, 3, 1, 2])
+    np.testing.assert_array_equal(source.to_torch("fc/kernel", ours, (99, 99)), theirs)
+    assert source.torch_shape("fc/kernel", ours.shape) == theirs.shape
+
+
 def test_networks_without_names_are_refused(tmp_path, key):
     model = models.create("unet_small")
     with pytest.raises(InputError, match="PyTorch's names for the tensors of UNet are not known"):
