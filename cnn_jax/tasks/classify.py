@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.errors import InputError
-from cnn_jax.tasks.task import Task, check_labels, counted
+from cnn_jax.tasks.task import Task, check_labels, counted, needed
 
 
 def classify(num_classes: int, *, label_smoothing: float = 0.0, topk: Sequence[int] = (5,), bins: int = 15) -> Task:
@@ -64,7 +64,7 @@ def classify(num_classes: int, *, label_smoothing: float = 0.0, topk: Sequence[i
         raise InputError(f"topk is {tuple(topk)}: each k must be at least 1")
 
     def loss(logits, batch):
-        labels = batch["label"]
+        labels = needed(batch, "label")
         _check_shapes(logits, labels, num_classes)
         target = _one_hot(labels, num_classes)
         target = (1 - label_smoothing) * target + label_smoothing / num_classes
@@ -75,7 +75,7 @@ def classify(num_classes: int, *, label_smoothing: float = 0.0, topk: Sequence[i
         return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
     def measure(logits, batch):
-        labels = batch["label"]
+        labels = needed(batch, "label")
         _check_shapes(logits, labels, num_classes)
         # Predictions and ranks come from the logits, because probabilities in float32 run together near 0 and 1.
         return {

@@ -11,7 +11,7 @@ import optax
 from cnn_jax.errors import InputError
 from cnn_jax.tasks import boxes as bx
 from cnn_jax.tasks import coco
-from cnn_jax.tasks.task import Task, check_labels, counted
+from cnn_jax.tasks.task import Task, check_labels, counted, needed
 
 
 def detect(
@@ -87,11 +87,12 @@ def detect(
     def parts_of(outputs, batch):
         check_outputs(outputs)
         centers, sizes = _places(outputs, strides)
-        real = batch["objects"] & ~batch["crowd"] if "crowd" in batch else batch["objects"]
+        boxes, labels, objects = (needed(batch, name) for name in ("boxes", "label", "objects"))
+        real = objects & ~batch["crowd"] if "crowd" in batch else objects
         assign = lambda boxes, real: _assign(centers, sizes, boxes, real, strides, center_radius)  # noqa: E731
-        positive, which = jax.vmap(assign)(batch["boxes"], real)
-        label = jnp.take_along_axis(batch["label"], which, axis=1)
-        target = jnp.take_along_axis(batch["boxes"], which[..., None], axis=1)
+        positive, which = jax.vmap(assign)(boxes, real)
+        label = jnp.take_along_axis(labels, which, axis=1)
+        target = jnp.take_along_axis(boxes, which[..., None], axis=1)
         one_hot = jax.nn.one_hot(label, num_classes) * positive[..., None]
         classes = focal_loss(flat(outputs, "logits", (num_classes,)), one_hot).sum((1, 2))
 
@@ -136,7 +137,8 @@ def detect(
         }
 
     def measure(outputs, batch):
-        true, n = batch["boxes"], len(batch["boxes"])
+        boxes, labels, objects = (needed(batch, name) for name in ("boxes", "label", "objects"))
+        n = len(boxes)
         scale = batch.get("scale", jnp.ones(n, jnp.float32))
         predicted = predict(outputs)
         if "inside" in batch:
@@ -145,11 +147,11 @@ def detect(
         return {
             "predicted": predicted,
             "true": {
-                "boxes": true,
-                "label": batch["label"],
-                "objects": batch["objects"],
-                "crowd": batch.get("crowd", jnp.zeros(true.shape[:2], bool)),
-                "area": batch.get("area", bx.area(true) / scale[:, None] ** 2),
+                "boxes": boxes,
+                "label": labels,
+                "objects": objects,
+                "crowd": batch.get("crowd", jnp.zeros(objects.shape, bool)),
+                "area": batch.get("area", bx.area(boxes) / scale[:, None] ** 2),
             },
             "scale": scale,
             "loss": loss(outputs, batch)[0],

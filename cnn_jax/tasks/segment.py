@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.errors import InputError
-from cnn_jax.tasks.task import Task, check_labels, counted
+from cnn_jax.tasks.task import Task, check_labels, counted, needed
 
 IGNORE = 255
 
@@ -75,7 +75,7 @@ def segment(
         logits = logits_of(outputs)
         if logits.ndim != 4 or logits.shape[-1] != num_classes:
             raise InputError(f"outputs has shape {logits.shape}, expected logits (N, H, W, {num_classes})")
-        if batch is not None and batch["map"].shape != logits.shape[:3]:
+        if batch is not None and needed(batch, "map").shape != logits.shape[:3]:
             raise InputError(f"map has shape {batch['map'].shape}, but logits {logits.shape} need {logits.shape[:3]}")
         return logits
 

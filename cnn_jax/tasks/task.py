@@ -50,6 +50,13 @@ class Task(NamedTuple):
     check: Callable[[dict], None] | None = None
 
 
+def needed(batch: dict, name: str) -> Any:
+    """What a batch has by this name. Raises `InputError` where it has nothing."""
+    if name not in batch:
+        raise InputError(f"this task needs `{name}` in a batch, which has {', '.join(batch)}")
+    return batch[name]
+
+
 def counted(split: dict, name: str) -> np.ndarray:
     """What a split has by this name of the rows whose mask is True, on the host; empty where augmentation makes it."""
     values = np.asarray(split.get(name, ()))

@@ -165,6 +165,13 @@ def test_outputs_of_another_model():
         TASK.summarize([{**MEASURE(perfect(batch()), batch()), "mask": np.zeros(2, bool)}])
 
 
+def test_a_batch_without_boxes():
+    given = {name: values for name, values in batch().items() if name != "boxes"}
+    for function in (TASK.loss, TASK.measure):
+        with pytest.raises(InputError, match="this task needs `boxes` in a batch, which has label, objects"):
+            function(perfect(batch()), given)
+
+
 def test_labels_of_other_classes():
     """Where no object is a label may be any."""
     split = batch()

@@ -199,6 +199,8 @@ def test_wrong_shapes():
         TASK.loss(logits, {"map": batch["map"][:, :-1]})
     with pytest.raises(InputError, match="expected logits"):
         TASK.predict(logits[..., :2])
+    with pytest.raises(InputError, match="this task needs `map` in a batch, which has mask"):
+        TASK.measure(logits, {"mask": np.ones(2, bool)})
 
 
 def test_maps_of_other_classes():

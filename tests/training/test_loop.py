@@ -263,6 +263,7 @@ def without(name):
         ({"image": IMAGE[:0], "label": LABEL[:0]}, "a split without an example: there is nothing to learn from"),
         (without("image"), "a split needs `image`; this one has 'label'"),
         ({}, "a split needs `image`; this one has nothing"),
+        (without("label"), "this task needs `label` in a batch, which has image, mask"),
         (DATA | {"image": IMAGE.tolist()}, "image is list: a split holds arrays of numbers or booleans"),
         (DATA | {"name": np.array(["a"] * SIZE)}, "name is of <U1: a split holds arrays of numbers or booleans"),
         ((IMAGE, LABEL), r"a split is a dict of arrays or a stream, such as `dataset.train`; this is \(array"),
