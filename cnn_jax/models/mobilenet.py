@@ -147,8 +147,9 @@ def units(
             momentum=momentum,
         )  # fmt: skip
         x = ACTIVATIONS[activation](x) if activate else x
-        around = "circular" if padding == "circular" else "torch"
-        return POOLINGS[pooling](x, window=1, padding=around) if pools else x
+        if not pools:
+            return x
+        return POOLINGS[pooling](x, window=1, padding="circular" if padding == "circular" else "torch")
 
     return unit
 

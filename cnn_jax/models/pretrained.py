@@ -134,6 +134,7 @@ def create_pretrained(
     tensors = {key: value for key, value in everything.items() if not _counts_batches(key)}
     _check_numbers(path, tensors)
     about, card = _about(path, family), _card(path)
+    # Circular padding is the caller's own: the file is of one of the two kinds all the same.
     padding = options["padding"] if options.get("padding") in ("torch", "same") else _padding(path, card)
     image_shape = image_shape or about.get("image_shape")
     fits = [

@@ -221,6 +221,10 @@ INCEPTION, HALF = {"mean": [0.5] * 3, "std": [0.25] * 3}, ((0.5,) * 3, (0.25,) *
         ("efficientnet_lite0", "a", "tf_efficientnet_lite0-aa.safetensors", "[]", {}, SAME, LITE),
         ("efficientnet_b0", "timm_tf_efficientnet_b0.in1k", "model.safetensors", "no json", {}, SAME, CLASSIC),
         ("efficientnet_b0", "a", "model.safetensors", {"mean": 3}, {"padding": "torch"}, TORCH, CLASSIC),
+        (
+            "efficientnet_b0", "a", "model.safetensors", {"architecture": "tf_efficientnet_b0"},
+            {"padding": "circular"}, SAME | {"padding": "circular"}, CLASSIC,
+        ),
         ("efficientnet_b0", "a", "m.safetensors", None, {"padding": "same", "epsilon": 0.1}, {"epsilon": 0.1}, CLASSIC),
         ("efficientnet_b0", "a", "m.safetensors", {"pretrained_cfg": INCEPTION}, {"padding": "same"}, SAME, HALF),
     ],
